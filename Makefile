@@ -1,0 +1,40 @@
+# `make demo`, `make test` and `make setup` need Python 3.11 to 3.13 with venv, and nothing else.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: setup demo test test-all benchmarks clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "tfcausal needs Python 3.11, 3.12 or 3.13; none was found. Set PYTHON=/path/to/python."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing tfcausal and its pinned dependencies into $(VENV) (a few minutes the first time)."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(INSTALLED)
+
+# A second `make demo` goes on with the first one, or shows its table.
+demo: setup
+	@if [ -e runs/quickstart ]; then $(BIN)/tfcausal run --resume runs/quickstart; \
+	else $(BIN)/tfcausal run configs/quickstart.yaml; fi
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: test
+	$(BIN)/python -m pytest -m slow
+
+benchmarks: setup
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/wbp.py
+	$(BIN)/python benchmarks/training_step.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,296 @@
+"""Handwritten digits on photographs of textures, with a planted shortcut and the true mask of every digit.
+
+The digits come with scikit-learn, the photographs with scikit-image: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+import skimage.color
+import skimage.data
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tfcausal.data.contexts import assign_contexts, composite, shuffle_contexts
+from tfcausal.data.image_set import DataSet, ImageSet, Reader
+from tfcausal.data.splits import stratified_order
+from tfcausal.errors import DataError, InvalidArgument, message
+
+NUM_DIGITS = 1797
+"""How many digit images scikit-learn has."""
+TEXTURE_RANGE = (0.25, 0.75)
+"""Lowest and highest pixel value of a background, so that light and dark digits stand out on every one."""
+TINT = 0.2
+"""Share of its contrast that a channel of a coloured digit may lose."""
+
+
+@dataclass(frozen=True)
+class Texture:
+    """A photograph of scikit-image, and the part of it that looks the same all over.
+
+    Attributes:
+        name: Name of the photograph, and of its function in `skimage.data`.
+        file: Its file in the package scikit-image.
+        rows: First and last-plus-one row of the part that is used.
+        columns: First and last-plus-one column of the part that is used.
+        reduction: The factor by which the part is averaged down.
+    """
+
+    name: str
+    file: str
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    reduction: int = 1
+
+    def region(self, split: str) -> tuple[slice, slice]:
+        """The rows and columns of the photograph that belong to a split; the splits' regions are disjoint."""
+        part = ("train", "validation", "test").index(split)
+        width = (self.columns[1] - self.columns[0]) // (3 * self.reduction) * self.reduction
+        start = self.columns[0] + part * width
+        return slice(*self.rows), slice(start, start + width)
+
+    def patch_limit(self) -> int:
+        """Side in pixels of the largest square patch that fits into a split's region."""
+        rows, columns = self.region("train")
+        return min(rows.stop - rows.start, columns.stop - columns.start) // self.reduction
+
+
+TEXTURES = (
+    Texture("brick", "brick.png", (0, 512), (0, 512)),
+    Texture("grass", "grass.png", (0, 512), (0, 512)),
+    Texture("gravel", "gravel.png", (0, 512), (0, 512)),
+    Texture("coins", "coins.png", (0, 303), (0, 360)),  # black beyond
+    Texture("immunohistochemistry", "ihc.png", (0, 512), (0, 512)),
+    Texture("hubble_deep_field", "hubble_deep_field.jpg", (0, 872), (0, 996), reduction=2),
+    Texture("moon", "moon.png", (0, 512), (0, 512)),
+    Texture("page", "page.png", (0, 191), (0, 384)),
+    Texture("retina", "retina.jpg", (225, 1185), (225, 1185), reduction=2),  # the square inside the disc
+    Texture("chelsea", "chelsea.png", (0, 300), (0, 330)),  # the cat's face; a blurred room beyond
+)
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """How digits are drawn, whatever is behind them: coverage (N, height, width) and colour (N, channels)."""
+
+    coverage: np.ndarray
+    colour: np.ndarray
+
+
+def textured_digits(
+    image_size: int = 48,
+    digit_width: tuple[int, int] = (28, 44),
+    context_strength: float = 0.9,
+    train_size: int = 1100,
+    validation_size: int = 200,
+    test_size: int = 497,
+    contrast: float = 0.45,
+    channels: int = 3,
+    seed: int = 0,
+) -> DataSet:
+    """Build the embedded data set: real digits on real textures that agree with the digit in training.
+
+    Training, validation and test share no digit image and no pixel of a photograph. The splits `test` and
+    `test_shuffled` show the same digits at the same places in the same colours; in `test` the texture agrees with the
+    label as often as in training, in `test_shuffled` it says nothing about it.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        digit_width: Least and greatest width of a digit's 8x8 box in pixels, at most `image_size`.
+        context_strength: Probability in [0, 1] that the texture is the one that goes with the label.
+        train_size: Images in `train`.
+        validation_size: Images in `validation`.
+        test_size: Images in `test` and in `test_shuffled`; all three sizes together at most 1797.
+        contrast: Distance of a digit's tone from mid-grey, in (0, 0.5]. Backgrounds lie in [0.25, 0.75]: digits stand out
+            everywhere above 0.4, and vanish where the texture has their own tone below 0.3.
+        channels: 3 for colour, 1 for grey.
+        seed: Seed of everything that is drawn, 0 or more.
+
+    Returns:
+        The splits `train`, `validation`, `test` and `test_shuffled`, with masks, contexts and pixels in [0, 1].
+
+    Raises:
+        InvalidArgument: An argument is out of its range.
+        DataError: The installed scikit-image has no photographs.
+
+    Example:
+        >>> digits = textured_digits(train_size=20, validation_size=10, test_size=10)
+        >>> images, masks = digits.splits["train"].read(np.arange(4))
+        >>> images.shape, masks.shape
+        ((4, 48, 48, 3), (4, 48, 48, 1))
+    """
+    sizes = {"train": train_size, "validation": validation_size, "test": test_size}
+    _check(image_size, digit_width, context_strength, sizes, contrast, channels, seed)
+    digits = load_digits()
+    labels = digits.target.astype(np.int64)
+    order = stratified_order(labels, seed)
+    photographs = [_photograph(texture, channels) for texture in TEXTURES]
+
+    splits: dict[str, ImageSet] = {}
+    start = 0
+    for number, (split, size) in enumerate(sizes.items()):
+        chosen = order[start : start + size]
+        start += size
+        textures = [_region(photo, texture, split) for photo, texture in zip(photographs, TEXTURES, strict=True)]
+        generator = np.random.default_rng([seed, number])
+        appearance = draw_appearance(digits.images[chosen] / 16.0, image_size, digit_width, contrast, channels, generator)
+        context_seed, shuffled_seed = (int(value) for value in generator.integers(2**31, size=2))
+        drawn = {split: assign_contexts(labels[chosen], 10, context_strength, context_seed)}
+        if split == "test":
+            drawn["test_shuffled"] = shuffle_contexts(labels[chosen], 10, shuffled_seed)
+        for name, contexts in drawn.items():
+            backgrounds = draw_backgrounds(textures, contexts, image_size, generator)
+            splits[name] = _image_set(name, chosen, labels[chosen], contexts, appearance, backgrounds)
+    description = (
+        f"Handwritten digits ({digit_width[0]} to {digit_width[1]} pixels wide) on photographs of ten textures, "
+        f"{image_size}x{image_size} pixels; in training the texture agrees with the digit in {context_strength:.0%} of "
+        "the images."
+    )
+    return DataSet(splits, description=description)
+
+
+def draw_appearance(
+    digits: np.ndarray,
+    image_size: int,
+    digit_width: tuple[int, int],
+    contrast: float,
+    channels: int,
+    generator: np.random.Generator,
+) -> Appearance:
+    """Draw a width, a place and a colour for every digit, none of which depends on the digit.
+
+    Args:
+        digits: Ink, float of shape (N, 8, 8), in [0, 1].
+        image_size: Height and width of the images in pixels.
+        digit_width: Least and greatest width of a digit's box in pixels.
+        contrast: Distance of a digit's tone from mid-grey, in (0, 0.5].
+        channels: 3 for colour, 1 for grey.
+        generator: Source of randomness.
+
+    Returns:
+        Coverage (N, image_size, image_size) and colour (N, channels), float32 in [0, 1].
+    """
+    count = len(digits)
+    widths = generator.integers(digit_width[0], digit_width[1] + 1, size=count)
+    corners = generator.integers(0, image_size - widths + 1, size=(2, count))
+    coverage = np.zeros((count, image_size, image_size), dtype=np.float32)
+    for k, (digit, width, top, left) in enumerate(zip(digits, widths, *corners, strict=True)):
+        enlarged = Image.fromarray(digit.astype(np.float32)).resize((width, width), Image.Resampling.BICUBIC)
+        # Ink of 0.5 is the edge of a stroke; the ramp around it keeps strokes opaque and their edges soft.
+        coverage[k, top : top + width, left : left + width] = np.clip((np.asarray(enlarged) - 0.3) / 0.4, 0.0, 1.0)
+    sign = generator.choice([-1.0, 1.0], size=(count, 1))
+    coloured = generator.random((count, 1)) < 0.5
+    tint = np.where(coloured, generator.random((count, channels)), generator.random((count, 1)))
+    return Appearance(coverage, (0.5 + sign * contrast * (1.0 - TINT * tint)).astype(np.float32))
+
+
+def draw_backgrounds(
+    textures: list[np.ndarray], contexts: np.ndarray, image_size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Cut a random patch, turned and mirrored at random, out of the texture of every image's context.
+
+    Args:
+        textures: By context, float32 of shape (height, width, channels), each at least `image_size` high and wide.
+        contexts: Context indices, integers of shape (N,).
+        image_size: Height and width of the patches in pixels.
+        generator: Source of randomness.
+
+    Returns:
+        Patches, float32 of shape (N, image_size, image_size, channels).
+    """
+    patches = np.empty((len(contexts), image_size, image_size, textures[0].shape[2]), dtype=np.float32)
+    for k, context in enumerate(contexts):
+        texture = textures[context]
+        top = generator.integers(texture.shape[0] - image_size + 1)
+        left = generator.integers(texture.shape[1] - image_size + 1)
+        patch = np.rot90(texture[top : top + image_size, left : left + image_size], generator.integers(4))
+        patches[k] = patch[:, ::-1] if generator.integers(2) else patch
+    return patches
+
+
+def _image_set(
+    split: str,
+    chosen: np.ndarray,
+    labels: np.ndarray,
+    contexts: np.ndarray,
+    appearance: Appearance,
+    backgrounds: np.ndarray,
+) -> ImageSet:
+    images = composite(backgrounds, appearance.colour, appearance.coverage)
+    masks = appearance.coverage[..., None] > 0.5
+    return ImageSet(
+        names=tuple(f"{split}/digit_{index:04d}" for index in chosen),
+        labels=labels,
+        class_names=tuple(str(digit) for digit in range(10)),
+        image_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        has_mask=np.ones(len(labels), dtype=bool),
+        reader=_reader(np.round(images * 255.0).astype(np.uint8), masks),
+        contexts=contexts,
+        context_agrees=contexts == labels,
+        context_names=tuple(texture.name for texture in TEXTURES),
+    )
+
+
+def _reader(images: np.ndarray, masks: np.ndarray) -> Reader:
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return images[indices].astype(np.float32) / np.float32(255.0), masks[indices].astype(np.float32)
+
+    return read
+
+
+def _photograph(texture: Texture, channels: int) -> np.ndarray:
+    """A photograph as float64 (height, width, channels) in [0, 1], from the files of the installed scikit-image."""
+    # Without its file, scikit-image would try to download the photograph.
+    if not resources.files("skimage").joinpath("data", texture.file).is_file():
+        remedy = "Install scikit-image from its wheel on PyPI, which has the file."
+        raise DataError(message(f"skimage/data/{texture.file}", "a photograph", "no such file", remedy))
+    photograph = getattr(skimage.data, texture.name)() / 255.0
+    if photograph.ndim == 3:
+        return photograph if channels == 3 else skimage.color.rgb2gray(photograph)[..., None]
+    return np.repeat(photograph[..., None], channels, axis=2)
+
+
+def _region(photograph: np.ndarray, texture: Texture, split: str) -> np.ndarray:
+    """A split's region of a photograph, averaged down and brought into `TEXTURE_RANGE`."""
+    region = photograph[texture.region(split)]
+    step = texture.reduction
+    height, width = region.shape[0] // step, region.shape[1] // step
+    region = region[: height * step, : width * step].reshape(height, step, width, step, -1).mean(axis=(1, 3))
+    low, high = TEXTURE_RANGE
+    return (low + (high - low) * region).astype(np.float32)
+
+
+def _check(
+    image_size: int,
+    digit_width: tuple[int, int],
+    context_strength: float,
+    sizes: dict[str, int],
+    contrast: float,
+    channels: int,
+    seed: int,
+) -> None:
+    largest = min(texture.patch_limit() for texture in TEXTURES)
+    if not 8 <= image_size <= largest:
+        expected = f"8 to {largest} pixels, the largest patch that every photograph has for every split"
+        raise InvalidArgument(message("image_size", expected, image_size))
+    if len(digit_width) != 2 or not 8 <= digit_width[0] <= digit_width[1] <= image_size:
+        expected = f"a least and a greatest width, from 8 to image_size ({image_size})"
+        raise InvalidArgument(message("digit_width", expected, digit_width, "Lower it, or raise image_size."))
+    if not 0.0 <= context_strength <= 1.0:
+        raise InvalidArgument(message("context_strength", "a probability in [0, 1]", context_strength))
+    if not 0.0 < contrast <= 0.5:
+        raise InvalidArgument(message("contrast", "a number in (0, 0.5]", contrast, "0.45 is legible everywhere."))
+    if channels not in (1, 3):
+        raise InvalidArgument(message("channels", "1 (grey) or 3 (colour)", channels))
+    if seed < 0:
+        raise InvalidArgument(message("seed", "0 or more", seed))
+    for split, size in sizes.items():
+        if size < 10:
+            raise InvalidArgument(message(f"{split}_size", "10 or more, one image per class", size))
+    if sum(sizes.values()) > NUM_DIGITS:
+        names = " + ".join(f"{split}_size" for split in sizes)
+        received = f"{sum(sizes.values())} ({' + '.join(str(size) for size in sizes.values())})"
+        raise InvalidArgument(message(names, f"at most {NUM_DIGITS} digit images", received, "Lower one of them."))

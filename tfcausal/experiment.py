@@ -1,0 +1,351 @@
+"""From a configuration to a report: data, models, training, evaluation. The one place that wires them together."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+import zarr
+
+from tfcausal import __version__
+from tfcausal.callbacks import EpochCheckpoint, StopOnNonFiniteLoss, TrainingProgress, restore_checkpoint
+from tfcausal.config import ImageFolderConfig, ModelConfig, RunConfig
+from tfcausal.data.image_set import DataSet, ImageSet
+from tfcausal.data.masks import with_mask_share
+from tfcausal.data.pipeline import evaluation_batches, summarise, training_batches
+from tfcausal.data.sources.image_folder import image_folder
+from tfcausal.data.sources.textured_digits import textured_digits
+from tfcausal.errors import DataError, TfCausalError
+from tfcausal.evaluation.classifier import SplitResult, evaluate_classifier
+from tfcausal.evaluation.faithfulness import Deletion
+from tfcausal.evaluation.groups import group_accuracy
+from tfcausal.evaluation.statistics import mean, proportion
+from tfcausal.models.backbones.all_convolutional import all_convolutional
+from tfcausal.models.cfcn import CFCNModel
+from tfcausal.models.ppi import PPIModel
+from tfcausal.progress import ConsoleProgress
+from tfcausal.report import write_report
+from tfcausal.runs import RunDirectory, atomic_path, environment
+from tfcausal.saliency.wbp import WBP
+
+EXPLAINERS = {"wbp": WBP}
+
+
+def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
+    """Do what is left to do of a run: train, evaluate, report.
+
+    What is there already is kept: trained models are loaded, and a training goes on from its last epoch.
+
+    Args:
+        run: The run directory, new or unfinished.
+        progress: Where to show how far the run is.
+
+    Returns:
+        The metrics, as in `metrics.json`.
+
+    Raises:
+        TfCausalError: The data, the model or the training is at fault; the run is marked as failed with the message.
+        RunError: Another process is writing this run.
+    """
+    with run.lock():
+        run.set_status("running")
+        try:
+            metrics = _run(run, progress)
+        except TfCausalError as error:
+            run.set_status("failed", error=str(error))
+            raise
+        run.set_status("complete")
+    return metrics
+
+
+def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
+    config = run.config
+    run.write_environment(environment(config.seed))
+    data = load_data(config, progress)
+    check_data(config, data)
+    for name in config.models:
+        _train(run, name, data, progress)
+    metrics = _evaluate(run, data, progress)
+    run.write_metrics(metrics)
+    write_report(run)
+    return metrics
+
+
+def load_data(config: RunConfig, progress: ConsoleProgress) -> DataSet:
+    """Load the data set of a configuration.
+
+    Args:
+        config: The configuration.
+        progress: Where to show how far the reading is.
+
+    Returns:
+        The splits.
+
+    Raises:
+        DataError: The data cannot be used.
+    """
+    settings = config.data.model_dump(exclude={"source"})
+    if not isinstance(config.data, ImageFolderConfig):
+        return textured_digits(**settings, seed=config.seed)
+    shown: dict[str, Any] = {}
+
+    def on_progress(done: int, total: int) -> None:
+        if not shown:
+            shown["task"] = progress.task("reading images", total)
+            shown["advance"] = shown["task"].__enter__()
+            shown["done"] = 0
+        shown["advance"](done - shown["done"])
+        shown["done"] = done
+
+    try:
+        return image_folder(**settings, seed=config.seed, on_progress=on_progress)
+    finally:
+        if shown:
+            shown["task"].__exit__(None, None, None)
+
+
+def check_data(config: RunConfig, data: DataSet) -> None:
+    """Check, before anything is trained, that the data is enough for the models.
+
+    Args:
+        config: The configuration.
+        data: The data set.
+
+    Raises:
+        DataError: A model needs masks that the training images do not have, or a batch needs more images.
+    """
+    train = data.splits["train"]
+    for name, model in config.models.items():
+        if model.method == "cfcn" and not train.has_mask.any():
+            raise DataError(
+                f"Model `models.{name}` (method: cfcn) needs masks of training images; expected masks/<class>/<same "
+                "name>.png beside images/<class>/, found none. Add masks, or leave this model out."
+            )
+    if len(train) < config.training.batch_size:
+        raise DataError(
+            f"There are {len(train)} training images; training.batch_size={config.training.batch_size} needs at least "
+            f"as many. Set training.batch_size to {len(train)} or less."
+        )
+
+
+def build_model(config: RunConfig, model: ModelConfig, data: DataSet, steps_per_epoch: int) -> keras.Model:
+    """Build and compile one model of a run; equal configurations and seeds give equal initial weights.
+
+    Args:
+        config: The configuration.
+        model: The model's part of it.
+        data: The data set, for the shapes.
+        steps_per_epoch: Batches per epoch, for the learning rate's schedule.
+
+    Returns:
+        The compiled model: the backbone itself for `plain`, else a model around it.
+    """
+    train = data.splits["train"]
+    keras.utils.set_random_seed(config.seed)
+    settings = config.backbone.model_dump(exclude={"name"})
+    backbone = all_convolutional(train.image_shape, len(train.class_names), **settings)
+    if model.method == "ppi":
+        options = model.model_dump(exclude={"method", "saliency"}, exclude_none=True)
+        network: keras.Model = PPIModel(backbone, **options)
+    elif model.method == "cfcn":
+        network = CFCNModel(backbone, alpha=model.alpha)
+    else:
+        network = backbone
+    training = config.training
+    rate: Any = training.learning_rate
+    if training.learning_rate_schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, training.epochs * steps_per_epoch)
+    optimizer = (
+        keras.optimizers.Adam(rate) if training.optimizer == "adam" else keras.optimizers.SGD(rate, momentum=0.9)
+    )
+    network.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
+    return network
+
+
+def _train(run: RunDirectory, name: str, data: DataSet, progress: ConsoleProgress) -> None:
+    config, path = run.config, run.model_path(name)
+    if path.exists():
+        return
+    keras.utils.clear_session()
+    model_config, training = config.models[name], config.training
+    masked = model_config.method == "cfcn"
+    train = data.splits["train"]
+    if model_config.method == "cfcn":
+        train = with_mask_share(train, model_config.mask_share, config.seed)
+    checkpoints = run.checkpoints(name)
+    first = checkpoints[-1][0] if checkpoints else 0
+    batches, steps = training_batches(train, training.batch_size, training.epochs, config.seed, first, masked)
+    network = build_model(config, model_config, data, steps)
+    rows: list[dict[str, float]] = []
+    if checkpoints:
+        restore_checkpoint(network, checkpoints[-1][1])
+        rows = [row for row in run.history(name).to_dict("records") if row["epoch"] <= first]
+    begin = time.monotonic()
+
+    def saved(epoch: int, logs: dict[str, float]) -> None:
+        nonlocal begin
+        rows.append({"epoch": epoch, **logs, "seconds": round(time.monotonic() - begin, 3)})
+        begin = time.monotonic()
+        run.write_history(name, rows)
+        run.drop_checkpoints(name, keep=1)
+
+    if first < training.epochs:
+        with progress.task(f"training {name}", training.epochs * steps, first * steps) as advance:
+            network.fit(
+                batches,
+                epochs=training.epochs,
+                initial_epoch=first,
+                steps_per_epoch=steps,
+                validation_data=evaluation_batches(data.splits["validation"], config.evaluation.batch_size, masked),
+                verbose=0,
+                callbacks=[
+                    TrainingProgress(advance, training.epochs),
+                    StopOnNonFiniteLoss(),
+                    EpochCheckpoint(lambda epoch: run.checkpoint_path(name, epoch), config.seed, saved),
+                ],
+            )
+    with atomic_path(path) as partial:
+        getattr(network, "explained_network", network).save(partial)
+    run.drop_checkpoints(name)
+
+
+def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> dict[str, Any]:
+    config = run.config
+    results: dict[str, dict[str, SplitResult]] = {}
+    splits = {name: split for name, split in data.splits.items() if name != "train"}
+    shown = headline_split(data)
+    with atomic_path(run.maps_path) as partial:
+        maps = zarr.create_group(partial)
+        _store_samples(maps, data.splits[shown], config.report.images, config.seed)
+        for split_name, split in splits.items():
+            group = maps.create_group(f"splits/{split_name}")
+            group.attrs.update(
+                class_names=list(split.class_names), names=list(split.names), method=config.evaluation.saliency
+            )
+            group.create_array("labels", data=split.labels)
+        for name in config.models:
+            keras.utils.clear_session()
+            model = keras.models.load_model(run.model_path(name), compile=False)
+            explainer = EXPLAINERS[config.evaluation.saliency](model)
+            deletion = Deletion(model, config.evaluation.deletion_steps, batch_size=config.evaluation.batch_size)
+            results[name] = {}
+            with progress.task(f"evaluating {name}", sum(map(len, splits.values()))) as advance:
+                for split_name, split in splits.items():
+                    group = maps[f"splits/{split_name}"]
+                    results[name][split_name] = result = evaluate_classifier(
+                        model,
+                        split,
+                        explainer,
+                        deletion,
+                        _some(len(split), config.evaluation.deletion_images, config.seed),
+                        config.evaluation.batch_size,
+                        config.seed,
+                        _store(group, f"maps/{name}", split, config.evaluation.batch_size),
+                        advance,
+                    )
+                    group.create_array(f"probabilities/{name}", data=result.probabilities)
+    return _metrics(config, data, results)
+
+
+def headline_split(data: DataSet) -> str:
+    """The split that the report looks at: the one with shuffled contexts where there is one, else the test split."""
+    return "test_shuffled" if "test_shuffled" in data.splits else "test"
+
+
+def _some(count: int, wanted: int, seed: int) -> np.ndarray:
+    """Positions of a seeded choice of images, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
+
+
+def _store_samples(maps: zarr.Group, split: ImageSet, wanted: int, seed: int) -> None:
+    """Keep the images of the report: one of each class in turn, those with a mask first, else in seeded order."""
+    order = np.random.default_rng(seed).permutation(len(split))
+    order = order[np.argsort(~split.has_mask[order], kind="stable")]
+    turn = np.zeros(len(split), int)
+    for label in np.unique(split.labels):
+        members = order[split.labels[order] == label]
+        turn[members] = np.arange(len(members))
+    indices = order[np.argsort(turn[order], kind="stable")][:wanted]
+    images, masks = split.read(indices)
+    group = maps.create_group("samples")
+    arrays = {"indices": indices, "images": images, "masks": masks, "has_mask": split.has_mask[indices]}
+    for name, values in arrays.items():
+        group.create_array(name, data=np.ascontiguousarray(values))
+
+
+def _store(group: zarr.Group, name: str, split: ImageSet, batch_size: int) -> Callable[[slice, np.ndarray], None]:
+    """An array of maps with one chunk per image, a batch of them to a file."""
+    height, width, _ = split.image_shape
+    array = group.create_array(
+        name,
+        shape=(len(split), height, width),
+        chunks=(1, height, width),
+        shards=(min(batch_size, len(split)), height, width),
+        dtype="float32",
+    )
+
+    def store(part: slice, maps: np.ndarray) -> None:
+        array[part] = maps
+
+    return store
+
+
+def _metrics(config: RunConfig, data: DataSet, results: dict[str, dict[str, SplitResult]]) -> dict[str, Any]:
+    headline = headline_split(data)
+    models = {}
+    for name, splits in results.items():
+        groups = group_accuracy(*_groups(data, splits), config.evaluation.minimum_group_size)
+        models[name] = {
+            "method": config.models[name].method,
+            "splits": {split: _split_metrics(result, config.seed) for split, result in splits.items()},
+            "groups": {group: accuracy.as_dict() for group, accuracy in groups.groups.items()},
+            "worst_group": {"name": groups.worst_name, **groups.worst.as_dict()},
+        }
+    contexts = data.splits[headline].context_agrees is not None
+    return {
+        "tfcausal": __version__,
+        "data": {"description": data.description, **summarise(data)},
+        "headline_split": headline,
+        "group_attributes": ["class", "context"] if contexts else ["class"],
+        "group_splits": _test_splits(data),
+        "minimum_group_size": config.evaluation.minimum_group_size,
+        "models": models,
+    }
+
+
+def _split_metrics(result: SplitResult, seed: int) -> dict[str, Any]:
+    return {
+        "accuracy": proportion(result.correct).as_dict(),
+        "mask_energy": mean(result.mask_energy, seed).as_dict(),
+        "mask_energy_chance": mean(result.mask_area, seed).as_dict(),
+        "deletion": mean(result.deletion, seed).as_dict(),
+        "deletion_random": mean(result.deletion_random, seed).as_dict(),
+        "deletion_curve": result.deletion_curve.tolist(),
+        "deletion_random_curve": result.deletion_random_curve.tolist(),
+    }
+
+
+def _test_splits(data: DataSet) -> list[str]:
+    return [name for name in data.splits if name.startswith("test")]
+
+
+def _groups(data: DataSet, results: dict[str, SplitResult]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Correctness and attributes of all test images: the class, and whether the context agrees with it if known."""
+    names = _test_splits(data)
+    correct = np.concatenate([results[name].correct for name in names])
+    splits = [data.splits[name] for name in names]
+    attributes = {"class": np.concatenate([np.asarray(split.class_names)[split.labels] for split in splits])}
+    agrees = [split.context_agrees for split in splits]
+    if all(values is not None for values in agrees):
+        joined = np.concatenate([values for values in agrees if values is not None])
+        attributes["context"] = np.where(joined, "agrees", "conflicts")
+    return correct, attributes
+
+
+def make_deterministic() -> None:
+    """Have TensorFlow repeat itself exactly in this process: a resumed run then gives the numbers of an unbroken one."""
+    tf.config.experimental.enable_op_determinism()

@@ -1,0 +1,1 @@
+"""Keras models that train a classifier with the objectives of the papers."""

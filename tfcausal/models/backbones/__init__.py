@@ -1,0 +1,1 @@
+"""Classifiers of the papers, as functional Keras models."""
