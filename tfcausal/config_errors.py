@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -104,8 +104,7 @@ def closest(word: object, valid: Iterable[object], kind: str) -> str:
         'Valid keys: epochs, batch_size.'
     """
     words = [str(item) for item in valid]
-    close = difflib.get_close_matches(str(word), words, n=1)
-    return f"Did you mean `{close[0]}`?" if close else f"Valid {kind}: {', '.join(words)}."
+    return _did_you_mean(word, words) or f"Valid {kind}: {', '.join(words)}."
 
 
 def describe(value: object) -> str:
@@ -283,8 +282,12 @@ def _remedy(annotation: Any, value: object) -> str:
         return "Put it in quotes."
     if isinstance(value, str) and (annotation in (int, float) or int in map(type, choices)):
         return "Remove the quotes." if _is_number(value) else ""
-    help_text = closest(value, choices, "values") if isinstance(value, str) and choices else ""
-    return help_text if help_text.startswith("Did") else ""  # all values are already in what was expected
+    return _did_you_mean(value, choices) if isinstance(value, str) else ""
+
+
+def _did_you_mean(word: object, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(word), words, n=1)
+    return f"Did you mean `{close[0]}`?" if close else ""
 
 
 def _is_number(text: str) -> bool:

@@ -180,10 +180,11 @@ def _train(run: RunDirectory, name: str, data: DataSet, progress: ConsoleProgres
     first = checkpoints[-1][0] if checkpoints else 0
     batches, steps = training_batches(train, training.batch_size, training.epochs, config.seed, first, masked)
     network = build_model(config, model_config, data, steps)
-    rows: list[dict[str, float]] = []
+    rows: list[dict[Any, Any]] = []
     if checkpoints:
         restore_checkpoint(network, checkpoints[-1][1])
-        rows = [row for row in run.history(name).to_dict("records") if row["epoch"] <= first]
+        history = run.history(name)
+        rows = history[history["epoch"] <= first].to_dict("records")
     begin = time.monotonic()
 
     def saved(epoch: int, logs: dict[str, float]) -> None:

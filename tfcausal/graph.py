@@ -145,7 +145,7 @@ class OperationGraph:
             source, output = output, self._new_tensor()
             self.operations.append(
                 Operation(
-                    path=f"{path}/activation",
+                    path=self._unused(f"{path}/activation"),
                     layer=activation,
                     inputs=(source,),
                     output=output,

@@ -221,12 +221,14 @@ class RunDirectory:
         import pandas
 
         path = self._model_folder(model) / "history.csv"
+        if not path.exists():
+            raise RunError(self._missing_message(path))
         try:
-            return pandas.read_csv(path, float_precision="round_trip")
-        except FileNotFoundError:
-            raise RunError(self._missing_message(path)) from None
-        except ValueError as error:
+            header, *lines = csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+            rows = [dict(zip(header, map(_cell, line), strict=True)) for line in lines]
+        except (OSError, ValueError, csv.Error) as error:
             raise RunError(f"{path}: expected a table of epochs; it cannot be read ({error}). {_REPLACE}") from None
+        return pandas.DataFrame(rows, columns=header)
 
     def write_history(self, model: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write what was logged while a model was trained.
@@ -267,12 +269,12 @@ class RunDirectory:
         """
         if epoch < 1:
             raise InvalidArgument(message("epoch", "a number of finished epochs of at least 1", epoch))
-        return self._model_folder(model) / f"checkpoint-{epoch:04d}.keras"
+        return self._model_folder(model) / f"checkpoint-{epoch:04d}.weights.h5"
 
     def checkpoints(self, model: str) -> list[tuple[int, Path]]:
         """The complete checkpoints of a model, as (epoch, path), from the first epoch to the last."""
         found = (
-            (re.fullmatch(r"checkpoint-(\d+)\.keras", path.name), path)
+            (re.fullmatch(r"checkpoint-(\d+)\.weights\.h5", path.name), path)
             for path in self._model_folder(model).glob("checkpoint-*")
         )
         return sorted((int(match[1]), path) for match, path in found if match)
@@ -362,6 +364,16 @@ _IN_WORDS = {"running": "unfinished", "complete": "complete", "failed": "failed"
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _cell(text: str) -> int | float | str:
+    """A cell of a table, as exact as it was written; pandas rounds the last digit of some numbers."""
+    for kind in (int, float):
+        try:
+            return kind(text or "nan")
+        except ValueError:
+            continue
+    return text
 
 
 def _try_lock(file: TextIO) -> bool:

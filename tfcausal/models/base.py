@@ -233,7 +233,7 @@ class CausalClassifier(keras.Model):
             if found is None:
                 raise
             kind, text, value = found.groups()
-            raise _ERRORS[kind](text.replace("{}", value)) from None
+            raise _ERRORS[kind](text.replace("\\'", "'").replace("{}", value)) from None
 
 
 def class_indices(label: tf.Tensor, num_classes: int) -> tf.Tensor:

@@ -76,8 +76,12 @@ class CFCNModel(CausalClassifier):
 def _class_maps(graph: OperationGraph) -> int:
     """Position of the tensor that global average pooling turns into the logits."""
     pooling = graph.producer(graph.logits)
-    if pooling is None or not isinstance(pooling.layer, keras.layers.GlobalAveragePooling2D):
-        expected = "a classifier whose logits are the global average of one map per class"
+    if (
+        pooling is None
+        or not isinstance(pooling.layer, keras.layers.GlobalAveragePooling2D)
+        or pooling.layer.data_format != "channels_last"
+    ):
+        expected = "a classifier whose logits are the global average of one map per class, channels last"
         received = "no global average pooling" if pooling is None else f"`{pooling.path}` before the head"
         raise InvalidArgument(message("backbone", expected, received, "Build one with `all_convolutional`."))
     return pooling.inputs[0]

@@ -172,7 +172,17 @@ class PPIModel(CausalClassifier):
         # The quantile of a map that is mostly 0 is 0, and at its threshold the mask is one half.
         return tf.where(saliency > 0, mask, 0.0)
 
-    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> keras.callbacks.History:
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Train like `keras.Model.fit`; the epoch number ends the warm-up. Errors as for :class:`CausalClassifier`."""
         if self.warm_up_epochs:
             begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: self._begin_epoch(epoch))
@@ -183,7 +193,7 @@ class PPIModel(CausalClassifier):
                     begin,
                     *(callbacks if isinstance(callbacks, list | tuple) else [callbacks] * bool(callbacks)),
                 ]
-        return super().fit(*args, callbacks=callbacks, **kwargs)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""

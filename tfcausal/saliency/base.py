@@ -101,7 +101,7 @@ class Explainer(ABC):
             with keras_api.losses_kept(self._model):
                 return function(images, classes)
 
-        return tf.function(traced, input_signature=signature)
+        return tf.function(traced, input_signature=signature, autograph=False)
 
     def in_batches(self, function: Callable[..., Any], images: np.ndarray, targets: object) -> tuple[np.ndarray, ...]:
         """Check the arguments, then call a compiled function batch by batch and join the results."""

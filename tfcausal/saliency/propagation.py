@@ -141,7 +141,9 @@ def _overridden(layer_class: type, ancestor: type) -> str:
         name
         for kind in between
         for name in vars(kind)
-        if hasattr(ancestor, name) and name not in _HARMLESS and (name == "__call__" or not name.startswith("__"))
+        if hasattr(ancestor, name)
+        and name not in _HARMLESS
+        and (name == "__call__" or not name.startswith(("__", "_api_export")))
     }
     return ", ".join(f"`{name}`" for name in sorted(names))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import keras
+import numpy as np
 
 from tfcausal.errors import InvalidArgument, message
 
@@ -49,15 +50,17 @@ def all_convolutional(
         >>> model.get_layer("class_maps").output.shape
         (None, 8, 8, 4)
     """
-    if num_classes < 2:
-        raise InvalidArgument(message("num_classes", "at least 2", num_classes))
-    if not filters or any(count < 1 for count in filters):
-        raise InvalidArgument(message("filters", "at least one positive integer", tuple(filters)))
-    block_strides = (strides,) * len(filters) if isinstance(strides, int) else tuple(strides)
-    if len(block_strides) != len(filters) or any(stride < 1 for stride in block_strides):
-        raise InvalidArgument(message("strides", f"one stride, or {len(filters)} as there are filters", block_strides))
+    if not _positive_integers(input_shape) or len(input_shape) != 3:
+        raise InvalidArgument(message("input_shape", "(height, width, channels)", repr(input_shape)))
+    if not _positive_integers([num_classes]) or num_classes < 2:
+        raise InvalidArgument(message("num_classes", "an integer of at least 2", repr(num_classes)))
+    if not _positive_integers(filters) or not filters:
+        raise InvalidArgument(message("filters", "at least one positive integer", repr(filters)))
+    block_strides = strides if isinstance(strides, Sequence) else (strides,) * len(filters)
+    if not _positive_integers(block_strides) or len(block_strides) != len(filters):
+        raise InvalidArgument(message("strides", f"one stride, or {len(filters)} as there are filters", repr(strides)))
     if not 0 <= dropout < 1:
-        raise InvalidArgument(message("dropout", "a share in [0, 1)", dropout))
+        raise InvalidArgument(message("dropout", "a share in [0, 1)", repr(dropout)))
     if class_map_activation not in ("linear", "relu"):
         raise InvalidArgument(message("class_map_activation", "'linear' or 'relu'", repr(class_map_activation)))
 
@@ -73,3 +76,7 @@ def all_convolutional(
     if classifier_activation is not None:
         x = keras.layers.Activation(classifier_activation, name="predictions")(x)
     return keras.Model(inputs, x, name="all_convolutional")
+
+
+def _positive_integers(values: object) -> bool:
+    return isinstance(values, Sequence) and all(isinstance(value, int | np.integer) and value >= 1 for value in values)
