@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -40,6 +43,9 @@ _RUN_EPILOG = """
 
 `tfcausal run configs/quickstart.yaml --dry-run`
 """
+
+
+_TABLE_WIDTH = 120
 
 
 def _version(wanted: bool) -> None:
@@ -81,6 +87,8 @@ def run(
     from tfcausal.runs import RunDirectory
 
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _TABLE_WIDTH)
     if resume is not None:
         if config is not None or overrides or name:
             _fail("--resume takes the configuration of the run itself: leave out CONFIG, --set and --name.")
@@ -104,14 +112,33 @@ def run(
 
 
 def _run(directory: RunDirectory) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     console = Console(stderr=True)
-    with console.status("starting TensorFlow"):
+    with _native_messages_held_back():
         from tfcausal.experiment import make_deterministic, run_experiment
         from tfcausal.progress import ConsoleProgress
-    make_deterministic()
+
+        make_deterministic()
     with ConsoleProgress(console) as progress:
         run_experiment(directory, progress)
+
+
+@contextmanager
+def _native_messages_held_back() -> Iterator[None]:
+    """Keep TensorFlow's start-up messages (no GPU found, CPU features) off the terminal, unless starting fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(terminal, held.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
 
 
 def _show(directory: RunDirectory, console: Console) -> None:

@@ -202,6 +202,7 @@ def _train(run: RunDirectory, name: str, data: DataSet, progress: ConsoleProgres
                 initial_epoch=first,
                 steps_per_epoch=steps,
                 validation_data=evaluation_batches(data.splits["validation"], config.evaluation.batch_size, masked),
+                shuffle=False,  # the batches are in the order of their epoch
                 verbose=0,
                 callbacks=[
                     TrainingProgress(advance, training.epochs),
@@ -314,6 +315,7 @@ def _metrics(config: RunConfig, data: DataSet, results: dict[str, dict[str, Spli
         "group_attributes": ["class", "context"] if contexts else ["class"],
         "group_splits": _test_splits(data),
         "minimum_group_size": config.evaluation.minimum_group_size,
+        "model_names": list(config.models),
         "models": models,
     }
 
@@ -348,5 +350,6 @@ def _groups(data: DataSet, results: dict[str, SplitResult]) -> tuple[np.ndarray,
 
 
 def make_deterministic() -> None:
-    """Have TensorFlow repeat itself exactly in this process: a resumed run then gives the numbers of an unbroken one."""
+    """Have TensorFlow repeat itself exactly in this process, so that a resumed run equals an unbroken one."""
     tf.config.experimental.enable_op_determinism()
+    tf.config.list_logical_devices()  # the start-up messages of the devices come now

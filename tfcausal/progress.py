@@ -88,6 +88,8 @@ class _Lines:
     def __call__(self, steps: int = 1, note: str | None = None) -> None:
         self._done += steps
         self._note = self._note if note is None else note
+        if not steps:
+            return
         now = time.monotonic()
         finished = self._done >= self._total
         if not finished and now - self._last < _SECONDS_BETWEEN_LINES:

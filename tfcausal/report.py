@@ -43,7 +43,7 @@ def headline(metrics: dict[str, Any]) -> list[Column]:
     Returns:
         The columns, the models' names first.
     """
-    models, split = metrics["models"], metrics["headline_split"]
+    models, split = _models(metrics), metrics["headline_split"]
     shuffled = split == "test_shuffled"
 
     def cells(name: str, measure: str) -> list[str]:
@@ -119,11 +119,11 @@ def write_report(run: RunDirectory) -> None:
     from tfcausal import figures
 
     config, metrics = run.config, run.metrics
-    names, columns = list(metrics["models"]), headline(metrics)
+    names, columns = metrics["model_names"], headline(metrics)
     split = metrics["headline_split"]
     maps = zarr.open_group(run.maps_path, mode="r")
     samples = _samples(maps, split, names)
-    splits = {name: model["splits"][split] for name, model in metrics["models"].items()}
+    splits = {name: model["splits"][split] for name, model in _models(metrics).items()}
     page = {
         "title": config.report.title or run.name,
         "columns": columns,
@@ -147,6 +147,11 @@ def write_report(run: RunDirectory) -> None:
     engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     engine.filters.update(number=_number, interval=_interval, spoken=_spoken)
     write_atomic(run.report_path, engine.from_string(template).render(page))
+
+
+def _models(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The models in the order of the configuration; JSON has them in alphabetical order."""
+    return {name: metrics["models"][name] for name in metrics["model_names"]}
 
 
 @dataclass(frozen=True)

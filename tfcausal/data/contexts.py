@@ -31,7 +31,9 @@ def assign_contexts(labels: np.ndarray, num_classes: int, strength: float, seed:
     """
     labels = _checked_labels(labels, num_classes, seed)
     if not 0.0 <= strength <= 1.0:
-        raise InvalidArgument(message("strength", "a probability in [0, 1]", strength, "Set 0.9 for a strong shortcut."))
+        raise InvalidArgument(
+            message("strength", "a probability in [0, 1]", strength, "Set 0.9 for a strong shortcut.")
+        )
     generator = np.random.default_rng(seed)
     agrees = generator.random(len(labels)) < strength
     others = (labels + generator.integers(1, num_classes, size=len(labels))) % num_classes

@@ -181,6 +181,7 @@ class CausalClassifier(keras.Model):
             _require_labels(classes, self.graph.num_classes),
         ]
         if mask is not None:
+            mask = tf.convert_to_tensor(mask)
             checks += [*_require_shape(mask, "y['mask']", (None, None, None, 1)), _require_share(mask, "y['mask']")]
             has_mask = tf.ones(tf.shape(mask)[:1]) if has_mask is None else tf.reshape(has_mask, (-1,))
         with tf.control_dependencies(checks):
@@ -296,7 +297,7 @@ def require(condition: tf.Tensor, kind: type[TfCausalError], text: str, value: t
         if not bool(condition):
             raise kind(text.replace("{}", str(value.numpy()).strip("[]")))
         return None
-    return tf.debugging.Assert(condition, [f"tfcausal|{kind.__name__}|{text}|", value])
+    return tf.debugging.Assert(condition, [f"tfcausal|{kind.__name__}|{text}|", value], summarize=8)
 
 
 def _check_backbone(graph: OperationGraph) -> None:

@@ -187,12 +187,9 @@ class PPIModel(CausalClassifier):
         if self.warm_up_epochs:
             begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: self._begin_epoch(epoch))
             if isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks.append(begin)
+                callbacks.callbacks.insert(0, begin)
             else:
-                callbacks = [
-                    begin,
-                    *(callbacks if isinstance(callbacks, list | tuple) else [callbacks] * bool(callbacks)),
-                ]
+                callbacks = [begin, *(keras.tree.flatten(callbacks) if callbacks else [])]
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-""""""
+"""Saliency methods: explainers, and the rules of the backward walk."""

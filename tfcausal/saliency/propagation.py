@@ -116,7 +116,7 @@ class RuleTable:
             known = ", ".join(sorted(kind.__name__ for kind in self._rules))
             raise UnsupportedOperation(
                 f"{self.method}: `{operation.path}` ({type(operation.layer).__name__}) {reason}. "
-                f"Rules exist for {known}. "
+                f"Rules exist for {known or 'no layer yet'}. "
                 f"Add one with `tfcausal.saliency.{self.method}.RULES.register(LayerClass, Rule(...))`."
             )
         return self._rules[kind]

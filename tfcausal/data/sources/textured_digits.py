@@ -23,6 +23,8 @@ NUM_DIGITS = 1797
 """How many digit images scikit-learn has."""
 TEXTURE_RANGE = (0.25, 0.75)
 """Lowest and highest pixel value of a background, so that light and dark digits stand out on every one."""
+PAPER_WHITE = 0.85
+"""Brightness of the paper of a photograph whose lighting is evened out."""
 TINT = 0.2
 """Share of its contrast that a channel of a coloured digit may lose."""
 
@@ -36,26 +38,32 @@ class Texture:
         file: Its file in the package scikit-image.
         rows: First and last-plus-one row of the part that is used.
         columns: First and last-plus-one column of the part that is used.
+        split_axis: The direction in which the regions of the splits follow each other, 0 (rows) or 1 (columns): the one
+            in which the photograph changes less.
         reduction: The factor by which the part is averaged down.
+        even_lighting: Whether each column is divided by its paper white, which makes the regions equally bright.
     """
 
     name: str
     file: str
     rows: tuple[int, int]
     columns: tuple[int, int]
+    split_axis: int = 1
     reduction: int = 1
+    even_lighting: bool = False
 
     def region(self, split: str) -> tuple[slice, slice]:
         """The rows and columns of the photograph that belong to a split; the splits' regions are disjoint."""
-        part = ("train", "validation", "test").index(split)
-        width = (self.columns[1] - self.columns[0]) // (3 * self.reduction) * self.reduction
-        start = self.columns[0] + part * width
-        return slice(*self.rows), slice(start, start + width)
+        bounds = [self.rows, self.columns]
+        first, last = bounds[self.split_axis]
+        length = (last - first) // (3 * self.reduction) * self.reduction
+        first += ("train", "validation", "test").index(split) * length
+        bounds[self.split_axis] = (first, first + length)
+        return slice(*bounds[0]), slice(*bounds[1])
 
     def patch_limit(self) -> int:
         """Side in pixels of the largest square patch that fits into a split's region."""
-        rows, columns = self.region("train")
-        return min(rows.stop - rows.start, columns.stop - columns.start) // self.reduction
+        return min(part.stop - part.start for part in self.region("train")) // self.reduction
 
 
 TEXTURES = (
@@ -65,10 +73,11 @@ TEXTURES = (
     Texture("coins", "coins.png", (0, 303), (0, 360)),  # black beyond
     Texture("immunohistochemistry", "ihc.png", (0, 512), (0, 512)),
     Texture("hubble_deep_field", "hubble_deep_field.jpg", (0, 872), (0, 996), reduction=2),
-    Texture("moon", "moon.png", (0, 512), (0, 512)),
-    Texture("page", "page.png", (0, 191), (0, 384)),
-    Texture("retina", "retina.jpg", (225, 1185), (225, 1185), reduction=2),  # the square inside the disc
-    Texture("chelsea", "chelsea.png", (0, 300), (0, 330)),  # the cat's face; a blurred room beyond
+    Texture("moon", "moon.png", (0, 512), (0, 512), split_axis=0),
+    Texture("page", "page.png", (4, 140), (0, 384), even_lighting=True),  # blank paper below
+    # The square inside the disc of the eye.
+    Texture("retina", "retina.jpg", (225, 1185), (225, 1185), split_axis=0, reduction=2),
+    Texture("rocket", "rocket.jpg", (0, 300), (0, 640)),  # sky and masts; the ground and its lights below
 )
 
 
@@ -136,7 +145,9 @@ def textured_digits(
         start += size
         textures = [_region(photo, texture, split) for photo, texture in zip(photographs, TEXTURES, strict=True)]
         generator = np.random.default_rng([seed, number])
-        appearance = draw_appearance(digits.images[chosen] / 16.0, image_size, digit_width, contrast, channels, generator)
+        appearance = draw_appearance(
+            digits.images[chosen] / 16.0, image_size, digit_width, contrast, channels, generator
+        )
         context_seed, shuffled_seed = (int(value) for value in generator.integers(2**31, size=2))
         drawn = {split: assign_contexts(labels[chosen], 10, context_strength, context_seed)}
         if split == "test":
@@ -259,6 +270,8 @@ def _region(photograph: np.ndarray, texture: Texture, split: str) -> np.ndarray:
     step = texture.reduction
     height, width = region.shape[0] // step, region.shape[1] // step
     region = region[: height * step, : width * step].reshape(height, step, width, step, -1).mean(axis=(1, 3))
+    if texture.even_lighting:
+        region = np.clip(PAPER_WHITE * region / np.quantile(region, 0.9, axis=0), 0.0, 1.0)
     low, high = TEXTURE_RANGE
     return (low + (high - low) * region).astype(np.float32)
 

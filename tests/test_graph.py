@@ -1,0 +1,479 @@
+from __future__ import annotations
+
+import logging
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfcausal.errors import InvalidArgument, UnsupportedOperation
+from tfcausal.graph import OperationGraph
+
+L = keras.layers
+SHAPE = (6, 5, 2)
+
+
+def images_of(count: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(count, *SHAPE)).astype("float32")
+
+
+def classify(x, units: int = 3, activation: str | None = "softmax"):
+    return L.Dense(units, activation=activation, name="head")(L.GlobalAveragePooling2D(name="pool")(x))
+
+
+def functional() -> keras.Model:
+    x = inputs = keras.Input(SHAPE)
+    x = L.Conv2D(4, 3, activation="relu", name="conv")(x)
+    return keras.Model(inputs, classify(L.BatchNormalization(name="norm")(x)))
+
+
+def sequential() -> keras.Model:
+    return keras.Sequential(
+        [keras.Input(SHAPE), L.Conv2D(4, 3, activation="relu"), L.Flatten(), L.Dense(3, activation="softmax")]
+    )
+
+
+def sequential_built_later() -> keras.Model:
+    model = keras.Sequential([L.Conv2D(4, 3), L.Flatten(), L.Dense(3)])
+    model.build((None, *SHAPE))
+    return model
+
+
+def nested() -> keras.Model:
+    """A Sequential inside a functional model inside the model; the softmax is that of a nested head."""
+    block = keras.Sequential([keras.Input(SHAPE), L.Conv2D(4, 3, name="conv"), L.ReLU(name="relu")], name="block")
+    x = inputs = keras.Input(SHAPE)
+    backbone = keras.Model(inputs, L.BatchNormalization(name="norm")(block(x)), name="backbone")
+    features = keras.Input((4, 3, 4))
+    head = keras.Model(features, classify(features), name="top")
+    x = inputs = keras.Input(SHAPE)
+    return keras.Model(inputs, head(backbone(x)))
+
+
+def shared() -> keras.Model:
+    inputs, conv = keras.Input(SHAPE), L.Conv2D(2, 3, padding="same", activation="relu", name="conv")
+    return keras.Model(inputs, classify(conv(conv(inputs))))
+
+
+def shared_nested() -> keras.Model:
+    block = keras.Sequential([keras.Input(SHAPE), L.Conv2D(2, 1, name="conv")], name="block")
+    inputs = keras.Input(SHAPE)
+    return keras.Model(inputs, classify(L.Add(name="add")([block(inputs), block(block(inputs))])))
+
+
+def branches() -> keras.Model:
+    inputs = keras.Input(SHAPE)
+    left, right = L.Conv2D(2, 3, padding="same")(inputs), L.Dense(2, activation="tanh")(inputs)
+    x = L.Concatenate()([L.Add()([left, inputs, right]), left])
+    return keras.Model(inputs, classify(L.Subtract()([x, L.Concatenate()([right, inputs])])))
+
+
+def nested_with_several_ends() -> keras.Model:
+    """Only one of the inner model's two inputs is the image's, and its second output is not used."""
+    first, second = keras.Input(SHAPE), keras.Input((2,))
+    merged = L.Dense(3, activation="softmax", name="used")(L.Concatenate()([L.Flatten()(first), second]))
+    inner = keras.Model([first, second], [merged, L.Dense(2, name="unused")(merged)], name="inner")
+    inputs = keras.Input(SHAPE)
+    return keras.Model(inputs, inner([inputs, L.GlobalMaxPooling2D()(inputs)])[0])
+
+
+def recurrent() -> keras.Model:
+    """A layer with an attribute `activation` that is not the last thing it does."""
+    inputs = keras.Input(SHAPE)
+    return keras.Model(inputs, L.Dense(2)(L.LSTM(4)(L.Reshape((6, 10))(inputs))))
+
+
+MODELS = {
+    build.__name__: build
+    for build in (
+        functional,
+        sequential,
+        sequential_built_later,
+        nested,
+        shared,
+        shared_nested,
+        branches,
+        nested_with_several_ends,
+        recurrent,
+    )
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_run_and_head_compute_what_the_model_does(name):
+    model = MODELS[name]()
+    graph = OperationGraph(model)
+    activations = graph.run(images_of())
+    expected = model.predict(images_of(), verbose=0)
+    assert graph.num_classes == expected.shape[1]
+    np.testing.assert_allclose(graph.head(activations[graph.logits]), expected, rtol=0, atol=1e-6)
+    for operation in graph.operations:
+        if operation.output in activations:
+            assert activations[operation.output].shape.is_compatible_with(operation.shape), operation.path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_operation_comes_after_those_that_it_needs(name):
+    graph = OperationGraph(MODELS[name]())
+    known = {graph.input}
+    for operation in graph.operations:
+        assert set(operation.inputs) <= known
+        known.add(operation.output)
+    paths = [operation.path for operation in graph.operations]
+    assert len(set(paths)) == len(paths)
+
+
+def paths_of(model: keras.Model) -> list[str]:
+    return [operation.path for operation in OperationGraph(model).operations]
+
+
+def test_paths():
+    assert paths_of(functional()) == ["conv", "conv/activation", "norm", "pool", "head", "head/activation"]
+    assert paths_of(nested()) == [
+        "backbone/block/conv",
+        "backbone/block/relu",
+        "backbone/norm",
+        "top/pool",
+        "top/head",
+        "top/head/activation",
+    ]
+    assert paths_of(shared()) == [
+        "conv",
+        "conv/activation",
+        "conv:2",
+        "conv:2/activation",
+        "pool",
+        "head",
+        "head/activation",
+    ]
+    assert sorted(paths_of(shared_nested()))[:4] == ["add", "block/conv", "block/conv:2", "block/conv:3"]
+
+
+def test_operations_that_the_output_does_not_need_are_left_out():
+    assert not any("unused" in path for path in paths_of(nested_with_several_ends()))
+    inputs = keras.Input(SHAPE)
+    hidden = L.Conv2D(2, 1, name="kept")(inputs)
+    keras.Model(inputs, classify(L.Conv2D(2, 1, name="elsewhere")(hidden)))
+    assert paths_of(keras.Model(inputs, classify(hidden, activation=None))) == ["kept", "pool", "head"]
+
+
+HEADS = {
+    "fused softmax": lambda x: L.Dense(3, activation="softmax")(x),
+    "fused sigmoid": lambda x: L.Dense(3, activation="sigmoid")(x),
+    "softmax activation": lambda x: L.Activation("softmax")(L.Dense(3)(x)),
+    "sigmoid activation": lambda x: L.Activation("sigmoid")(L.Dense(3)(x)),
+    "softmax layer": lambda x: L.Softmax()(L.Dense(3)(x)),
+    "softmax layer, fused": lambda x: L.Dense(3, activation=L.Softmax())(x),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_head_is_split_off(name, caplog):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, HEADS[name](inputs), name="judge")
+    with caplog.at_level(logging.INFO, "tfcausal.graph"):
+        graph = OperationGraph(model)
+    assert f"Model `judge` is explained at the logits, before `{graph.operations[-1].path}`." in caplog.messages
+    x = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    activations = graph.run(x)
+    kernel, bias = model.get_weights()
+    np.testing.assert_allclose(activations[graph.logits], x @ kernel + bias, atol=1e-6)
+    assert graph.output not in activations
+    np.testing.assert_allclose(graph.head(activations[graph.logits]), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [None, "linear", "relu"])
+def test_a_model_of_logits_has_no_head(activation, caplog):
+    inputs = keras.Input((4,))
+    with caplog.at_level(logging.INFO, "tfcausal.graph"):
+        graph = OperationGraph(keras.Model(inputs, L.Dense(3, activation=activation)(inputs)))
+    assert graph.logits == graph.output
+    assert not caplog.messages
+    logits = tf.ones((2, 3))
+    assert graph.head(logits) is logits
+
+
+def test_a_model_that_only_applies_softmax_has_its_input_for_logits():
+    inputs = keras.Input((4,))
+    graph = OperationGraph(keras.Model(inputs, L.Softmax()(inputs)))
+    assert (graph.logits, graph.num_classes) == (graph.input, 4)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = L.Dense(3)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+class DoubledFunctional(keras.Model):
+    def call(self, inputs, training=None):
+        return 2 * super().call(inputs, training=training)
+
+
+class DoubledSequential(keras.Sequential):
+    def call(self, inputs, training=None):
+        return 2 * super().call(inputs, training=training)
+
+
+class WithTrainStep(keras.Model):
+    def train_step(self, data):
+        raise NotImplementedError
+
+
+def test_models_whose_call_is_their_own_are_refused():
+    inputs = keras.Input((4,))
+    own_call = r"has no graph of operations\. It has a `call` of its own\. Rebuild it as a functional model; subclassed"
+    with pytest.raises(UnsupportedOperation, match=rf"`.*` \(Subclassed\) {own_call}"):
+        OperationGraph(Subclassed())
+    with pytest.raises(UnsupportedOperation, match=rf"\(DoubledFunctional\) {own_call}"):
+        OperationGraph(DoubledFunctional(inputs, L.Dense(3)(inputs)))
+    with pytest.raises(UnsupportedOperation, match=rf"\(DoubledSequential\) {own_call}"):
+        OperationGraph(DoubledSequential([inputs, L.Dense(3)]))
+    inner = DoubledFunctional(inputs, L.Dense(3)(inputs), name="inner")
+    outer = keras.Input((4,))
+    with pytest.raises(UnsupportedOperation, match=r"Model `inner` \(DoubledFunctional\) has no graph"):
+        OperationGraph(keras.Model(outer, inner(outer)))
+
+
+def test_a_functional_model_with_its_own_training_step_is_handled():
+    inputs = keras.Input((4,))
+    assert paths_of(WithTrainStep(inputs, L.Dense(3, name="head")(inputs))) == ["head"]
+
+
+def test_models_that_are_not_built_are_refused():
+    model = keras.Sequential([L.Dense(3)], name="bare")
+    text = "Model `bare` (Sequential) has no graph of operations. Call `build(input_shape)` or call the model once."
+    with pytest.raises(UnsupportedOperation, match=re.escape(text)):
+        OperationGraph(model)
+    model(np.zeros((2, 4)))
+    assert OperationGraph(model).num_classes == 3
+    with pytest.raises(UnsupportedOperation, match=re.escape("Build it from an input and an output: keras.Model(")):
+        OperationGraph(keras.Model(name="empty"))
+
+
+class Wrapper(keras.Model):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    @property
+    def explained_network(self):
+        return self.network
+
+    def call(self, inputs):
+        return self.network(inputs)
+
+
+def test_a_wrapper_names_the_network_that_is_explained():
+    model = functional()
+    wrapper = Wrapper(model)
+    assert paths_of(wrapper) == paths_of(model)
+    inputs = keras.Input(SHAPE)
+    assert paths_of(keras.Model(inputs, wrapper(inputs)))[0] == f"{wrapper.name}/conv"
+
+
+def unsupported() -> dict[str, tuple[object, str]]:
+    inputs = keras.Input((4,))
+    hidden = L.Dense(4)(inputs)
+    second = keras.Input((4,))
+    inner = keras.Model([inputs, second], L.Add()([inputs, second]), name="inner")
+    handled = "the graph takes layers that are called on tensors of the model only and give one tensor. Wrap other"
+
+    class Two(L.Layer):
+        def call(self, inputs):
+            return inputs, inputs
+
+    class Scaled(L.Layer):
+        def call(self, inputs, factor=1.0):
+            return factor * inputs
+
+    return {
+        "operation": (keras.ops.relu(hidden), rf"`relu.*` \(Relu\) is not handled: {handled}"),
+        "operator": (hidden + inputs, rf"\(Add\) is not handled: {handled}"),
+        "constant in an operator": (hidden * 2.0, rf"\(Multiply\) is not handled: {handled}"),
+        "constant in a call": (
+            Scaled(name="scaled")(hidden, factor=2.0),
+            rf"`scaled` \(Scaled\) is not handled: {handled}",
+        ),
+        "constant in a merge": (L.Add(name="plus")([hidden, tf.ones((1, 4))]), r"`plus` \(Add\) is not handl"),
+        "constant into a model": (inner([hidden, tf.ones((1, 4))]), r"`inner` \(Functional\) is not handled"),
+        "two tensors": (Two(name="two")(hidden)[0], rf"`two` \(Two\) is not handled: {handled}"),
+        "two outputs": ([hidden, hidden], "has 1 inputs and 2 outputs; models with one input and one output are han"),
+        "two inputs": (
+            L.Add()([hidden, second]),
+            "has 2 inputs and 1 outputs; .* Build a keras.Model from the input to",
+        ),
+        "maps": (
+            L.Reshape((2, 2))(hidden),
+            r"gives logits of shape \(None, 2, 2\); a classifier gives \(batch, classes",
+        ),
+        "inputs": (inputs, second),
+    }
+
+
+@pytest.mark.parametrize("name", [name for name in unsupported() if name != "inputs"])
+def test_what_is_not_handled_says_so(name):
+    cases = unsupported()
+    outputs, text = cases[name]
+    inputs = list(cases["inputs"]) if name == "two inputs" else cases["inputs"][0]
+    with pytest.raises(UnsupportedOperation, match=text):
+        OperationGraph(keras.Model(inputs, outputs))
+
+
+@pytest.mark.parametrize("model", [None, "model.keras", L.Dense(3)])
+def test_only_keras_models_have_a_graph(model):
+    with pytest.raises(InvalidArgument, match=f"`model`: expected a keras.Model; received {type(model).__name__}"):
+        OperationGraph(model)
+
+
+def test_find():
+    graph = OperationGraph(functional())
+    assert graph.find("conv/activation").inputs == (graph.find("conv").output,)
+    assert graph.producer(graph.find("norm").output) is graph.find("norm")
+    assert graph.producer(graph.input) is None
+    text = (
+        "Invalid value for `path`: expected one of conv, conv/activation, norm, pool, head, head/activation; "
+        "received 'conv2'."
+    )
+    with pytest.raises(InvalidArgument, match=re.escape(text)):
+        graph.find("conv2")
+
+
+def test_replace_uses_a_function_instead_of_the_layer():
+    graph = OperationGraph(functional())
+    norm = graph.find("norm")
+    plain = graph.run(images_of())
+    replaced = graph.run(images_of(), replace={norm.output: lambda x: 2.0 * x})
+    np.testing.assert_array_equal(replaced[norm.output], 2.0 * plain[norm.inputs[0]])
+    np.testing.assert_array_equal(replaced[norm.inputs[0]], plain[norm.inputs[0]])
+    pooled = tf.reduce_mean(replaced[norm.output], axis=(1, 2))
+    np.testing.assert_allclose(replaced[graph.find("pool").output], pooled, rtol=1e-6)
+
+
+def test_replaced_batch_normalization_leaves_its_moving_statistics_alone():
+    graph = OperationGraph(functional())
+    norm = graph.find("norm")
+    before = norm.layer.moving_mean.numpy()
+    graph.run(images_of() + 3, training=True, replace={norm.output: tf.identity})
+    np.testing.assert_array_equal(norm.layer.moving_mean, before)
+    graph.run(images_of() + 3, training=True)
+    assert np.abs(norm.layer.moving_mean.numpy() - before).max() > 0
+
+
+def test_activation_bytes_by_hand():
+    # input 60, conv and its activation 48 each, norm 48, pool 4, head and its activation 3 each
+    assert OperationGraph(functional()).activation_bytes() == 4 * (60 + 3 * 48 + 4 + 2 * 3)
+    inputs = keras.Input((None, None, 1))
+    model = keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(inputs)))
+    assert OperationGraph(model).activation_bytes() == 4 * (224 * 224 + 1 + 2)
+
+
+def test_layers_that_are_part_of_another_model_too():
+    model = functional()
+    expected = model.predict(images_of(), verbose=0)
+    first = OperationGraph(model)
+    inputs = keras.Input((9, 9, 2))
+    other = L.Flatten()(model.get_layer("conv")(L.Dense(2)(inputs)))
+    keras.Model(inputs, L.Dense(2)(other))
+    model.get_layer("norm")(model.get_layer("conv")(keras.Input((4, 4, 2))))  # a call that no model uses
+    for graph in (first, OperationGraph(model)):
+        assert len(graph.operations) == 6
+        np.testing.assert_allclose(graph.head(graph.run(images_of())[graph.logits]), expected, atol=1e-6)
+
+
+def test_a_part_of_a_model_is_a_model():
+    model = functional()
+    assert paths_of(keras.Model(model.inputs, model.outputs)) == paths_of(model)
+    from_within = keras.Model(model.get_layer("norm").output, model.output)
+    assert paths_of(from_within) == ["pool", "head", "head/activation"]
+    features = keras.Model(model.input, model.get_layer("conv").output, name="features")
+    inputs = keras.Input(SHAPE)
+    probe = keras.Model(inputs, L.Dense(2, name="probe")(L.Flatten(name="flat")(features(inputs))))
+    graph = OperationGraph(probe)
+    assert paths_of(probe) == ["features/conv", "features/conv/activation", "flat", "probe"]
+    np.testing.assert_allclose(graph.run(images_of())[graph.logits], probe(images_of()), atol=1e-6)
+
+
+def test_frozen_batch_normalization_uses_moving_statistics_in_training():
+    model = functional()
+    model.get_layer("norm").moving_mean.assign([0.1, 0.2, 0.3, 0.4])
+    graph = OperationGraph(model)
+    norm = graph.find("norm").output
+    in_inference = graph.run(images_of())[norm].numpy()
+    model.get_layer("norm").trainable = False
+    np.testing.assert_array_equal(graph.run(images_of(), training=True)[norm], in_inference)
+    model.get_layer("norm").trainable = True
+    assert np.abs(graph.run(images_of(), training=True)[norm].numpy() - in_inference).max() > 0.1
+
+
+class Composite(L.Layer):
+    """Does not take `training` itself; what is inside does."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = L.BatchNormalization()
+
+    def build(self, input_shape):
+        self.norm.build(input_shape)
+
+    def call(self, inputs):
+        return self.norm(inputs)
+
+
+class Gated(L.Layer):
+    """Uses an attribute `activation` in its own way."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.activation = keras.activations.sigmoid
+
+    def call(self, inputs):
+        return inputs * self.activation(inputs) - 1.0
+
+
+def test_training_reaches_the_layers_inside_a_layer():
+    inputs = keras.Input(SHAPE)
+    model = keras.Model(inputs, classify(Composite()(inputs), activation=None))
+    graph = OperationGraph(model)
+    for training in (False, True):
+        expected = model(images_of(), training=training)
+        np.testing.assert_allclose(graph.run(images_of(), training)[graph.logits], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_training_that_was_fixed_in_the_call_is_treated_as_keras_treats_it(training):
+    block = keras.Sequential([keras.Input(SHAPE), L.BatchNormalization()])
+    inputs = keras.Input(SHAPE)
+    hidden = L.BatchNormalization()(block(inputs, training=False), training=True)
+    model = keras.Model(inputs, classify(hidden, activation=None))
+    graph = OperationGraph(model)
+    got = graph.run(images_of(), training)[graph.logits]
+    np.testing.assert_allclose(got, model(images_of(), training=training), atol=1e-6)
+
+
+def test_an_activation_that_a_layer_uses_in_its_own_way_is_not_split_off():
+    inputs = keras.Input(SHAPE)
+    model = keras.Model(inputs, classify(Gated(name="gated")(inputs)))
+    graph = OperationGraph(model)
+    assert graph.operations[0].path == "gated"
+    assert graph.operations[1].path == "pool"
+    np.testing.assert_allclose(graph.head(graph.run(images_of())[graph.logits]), model(images_of()), atol=1e-6)
+    assert "lstm/activation" not in paths_of(recurrent())
+
+
+def test_building_a_graph_leaves_the_model_alone():
+    model = nested()
+    layers = [layer for part in ("backbone", "top") for layer in model.get_layer(part).layers]
+    before = [(layer.get_config(), len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+    weights = [weight.numpy() for weight in model.weights]
+    graph = OperationGraph(model)
+    graph.run(images_of())
+    assert [(layer.get_config(), len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers] == before
+    for weight, value in zip(model.weights, weights, strict=True):
+        np.testing.assert_array_equal(weight, value)
+    assert model.get_layer("top").get_layer("head").activation is keras.activations.softmax
