@@ -430,7 +430,11 @@ def test_checkpoints_are_in_the_order_of_their_epochs(run: RunDirectory) -> None
     for epoch in (10000, 2, 10, 9):
         write_atomic(run.checkpoint_path("ppi", epoch), str(epoch))
     folder = run.path / "models" / "ppi"
-    for other in (".partial-0123abcd.checkpoint-0011.weights.h5", "checkpoint-0012.weights.h5.tmp", "checkpoint-x.keras"):
+    for other in (
+        ".partial-0123abcd.checkpoint-0011.weights.h5",
+        "checkpoint-0012.weights.h5.tmp",
+        "checkpoint-x.keras",
+    ):
         (folder / other).touch()
     assert run.checkpoints("ppi") == [(epoch, run.checkpoint_path("ppi", epoch)) for epoch in (2, 9, 10, 10000)]
     run.drop_checkpoints("ppi", keep=2)

@@ -55,13 +55,14 @@ class TrainingProgress(keras.callbacks.Callback):
             self._advance(0, f"epoch {self._epoch}/{self._epochs}{self._validation}")
 
 
-class StopOnNonFiniteLoss(keras.callbacks.Callback):
-    """Raises `TrainingDiverged` when the loss of a batch is NaN or infinite, with the epoch and the batch.
+class StopOnDivergence(keras.callbacks.Callback):
+    """Raises `TrainingDiverged` when the loss of a batch, or a weight after an epoch, is NaN or infinite.
 
-    Keras's own TerminateOnNaN ends the training as if it had been completed.
+    The weights are looked at because a ReLU can turn NaN into 0, and the loss then looks like a number. Keras's own
+    TerminateOnNaN ends the training as if it had been completed.
 
     Example:
-        >>> StopOnNonFiniteLoss().on_train_batch_end(0, {"loss": 0.5})
+        >>> StopOnDivergence().on_train_batch_end(0, {"loss": 0.5})
     """
 
     def __init__(self) -> None:
@@ -80,6 +81,15 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
                 f"Training was stopped: the loss is {loss} in batch {batch + 1} of epoch {self._epoch + 1}. "
                 "Lower the learning rate, and check the data for extreme values."
             )
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Check the weights."""
+        for weight in self.model.weights:
+            if not np.isfinite(keras.ops.convert_to_numpy(weight)).all():
+                raise TrainingDiverged(
+                    f"Training was stopped: the weight `{weight.path}` is not finite after epoch {epoch + 1}. "
+                    "Lower the learning rate, and check the data for extreme values."
+                )
 
 
 class EpochCheckpoint(keras.callbacks.Callback):

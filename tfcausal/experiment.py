@@ -12,7 +12,7 @@ import tensorflow as tf
 import zarr
 
 from tfcausal import __version__
-from tfcausal.callbacks import EpochCheckpoint, StopOnNonFiniteLoss, TrainingProgress, restore_checkpoint
+from tfcausal.callbacks import EpochCheckpoint, StopOnDivergence, TrainingProgress, restore_checkpoint
 from tfcausal.config import ImageFolderConfig, ModelConfig, RunConfig
 from tfcausal.data.image_set import DataSet, ImageSet
 from tfcausal.data.masks import with_mask_share
@@ -206,7 +206,7 @@ def _train(run: RunDirectory, name: str, data: DataSet, progress: ConsoleProgres
                 verbose=0,
                 callbacks=[
                     TrainingProgress(advance, training.epochs),
-                    StopOnNonFiniteLoss(),
+                    StopOnDivergence(),
                     EpochCheckpoint(lambda epoch: run.checkpoint_path(name, epoch), config.seed, saved),
                 ],
             )
@@ -310,7 +310,7 @@ def _metrics(config: RunConfig, data: DataSet, results: dict[str, dict[str, Spli
     contexts = data.splits[headline].context_agrees is not None
     return {
         "tfcausal": __version__,
-        "data": {"description": data.description, **summarise(data)},
+        "data": summarise(data),
         "headline_split": headline,
         "group_attributes": ["class", "context"] if contexts else ["class"],
         "group_splits": _test_splits(data),

@@ -139,6 +139,8 @@ def write_report(run: RunDirectory) -> None:
             )
         ),
         "method": config.evaluation.saliency,
+        "classes": list(metrics["data"]["splits"]["train"]["classes"]),
+        "contexts": metrics["data"]["splits"]["train"]["context_agreement"] is not None,
         "config": dump_config(config),
         "environment": run.environment,
         "seconds": {name: float(run.history(name)["seconds"].sum()) for name in names},

@@ -119,8 +119,12 @@ def test_decomposition_of_a_model_of_mixed_precision():
         model = randomise(keras.Model(inputs, L.Dense(3, activation="softmax")(L.Flatten()(x))))
     finally:
         keras.config.set_dtype_policy("float32")
+    graph = OperationGraph(model)
+    activations = graph.run(images_for(model, 3))
+    assert activations[graph.logits].dtype == tf.float16
+    maps, bias = weight_back_propagation(graph, activations, tf.constant([0, 1, 2]), with_bias=True)
+    assert maps.dtype == bias.dtype == tf.float32
     result = WBP(model).decompose(images_for(model, 3))
-    assert result.maps.dtype == np.float32
     np.testing.assert_allclose(result.maps.sum(axis=(1, 2, 3)) + result.bias, result.logits, atol=1e-2)
 
 

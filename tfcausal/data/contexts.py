@@ -110,7 +110,7 @@ def _checked_labels(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarr
         raise InvalidArgument(message("seed", "0 or more", seed))
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise InvalidArgument(message("labels", "integers of shape (N,)", f"{labels.dtype} of shape {labels.shape}"))
-    if len(labels) and not (0 <= labels.min() and labels.max() < num_classes):
+    if len(labels) and not (labels.min() >= 0 and labels.max() < num_classes):
         received = f"values from {labels.min()} to {labels.max()}"
         raise InvalidArgument(message("labels", f"class indices in [0, {num_classes})", received))
     return labels.astype(np.int64)

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfcausal.data.image_set import ImageSet
 from tfcausal.evaluation.faithfulness import Deletion
@@ -70,6 +71,8 @@ def evaluate_classifier(
         The measurements, image by image.
     """
     energy = MaskEnergy()
+    signature = [tf.TensorSpec(model.input_shape, tf.float32)]
+    predict = tf.function(lambda images: model(images, training=False), input_signature=signature)
     count, chosen = len(image_set), set(np.asarray(deletion_indices).tolist())
     probabilities = np.empty((count, len(image_set.class_names)), np.float32)
     mask_energy, mask_area = np.full(count, np.nan), np.full(count, np.nan)
@@ -79,7 +82,7 @@ def evaluate_classifier(
         positions = np.arange(start, min(start + batch_size, count))
         part = slice(int(positions[0]), int(positions[-1]) + 1)
         images, masks = image_set.read(positions)
-        probabilities[part] = model.predict_on_batch(images)
+        probabilities[part] = predict(images).numpy()
         maps = explainer(images, reducer="sum")
         masked = image_set.has_mask[part]
         mask_energy[part][masked] = energy(maps, masks)[masked]

@@ -6,79 +6,21 @@ The digits come with scikit-learn, the photographs with scikit-image: nothing is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 
 import numpy as np
-import skimage.color
-import skimage.data
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from tfcausal.data.contexts import assign_contexts, composite, shuffle_contexts
 from tfcausal.data.image_set import DataSet, ImageSet, Reader
 from tfcausal.data.splits import stratified_order
-from tfcausal.errors import DataError, InvalidArgument, message
+from tfcausal.data.textures import TEXTURES, read_textures
+from tfcausal.errors import InvalidArgument, message
 
 NUM_DIGITS = 1797
 """How many digit images scikit-learn has."""
-TEXTURE_RANGE = (0.25, 0.75)
-"""Lowest and highest pixel value of a background, so that light and dark digits stand out on every one."""
-PAPER_WHITE = 0.85
-"""Brightness of the paper of a photograph whose lighting is evened out."""
 TINT = 0.2
-"""Share of its contrast that a channel of a coloured digit may lose."""
-
-
-@dataclass(frozen=True)
-class Texture:
-    """A photograph of scikit-image, and the part of it that looks the same all over.
-
-    Attributes:
-        name: Name of the photograph, and of its function in `skimage.data`.
-        file: Its file in the package scikit-image.
-        rows: First and last-plus-one row of the part that is used.
-        columns: First and last-plus-one column of the part that is used.
-        split_axis: The direction in which the regions of the splits follow each other, 0 (rows) or 1 (columns): the one
-            in which the photograph changes less.
-        reduction: The factor by which the part is averaged down.
-        even_lighting: Whether each column is divided by its paper white, which makes the regions equally bright.
-    """
-
-    name: str
-    file: str
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-    split_axis: int = 1
-    reduction: int = 1
-    even_lighting: bool = False
-
-    def region(self, split: str) -> tuple[slice, slice]:
-        """The rows and columns of the photograph that belong to a split; the splits' regions are disjoint."""
-        bounds = [self.rows, self.columns]
-        first, last = bounds[self.split_axis]
-        length = (last - first) // (3 * self.reduction) * self.reduction
-        first += ("train", "validation", "test").index(split) * length
-        bounds[self.split_axis] = (first, first + length)
-        return slice(*bounds[0]), slice(*bounds[1])
-
-    def patch_limit(self) -> int:
-        """Side in pixels of the largest square patch that fits into a split's region."""
-        return min(part.stop - part.start for part in self.region("train")) // self.reduction
-
-
-TEXTURES = (
-    Texture("brick", "brick.png", (0, 512), (0, 512)),
-    Texture("grass", "grass.png", (0, 512), (0, 512)),
-    Texture("gravel", "gravel.png", (0, 512), (0, 512)),
-    Texture("coins", "coins.png", (0, 303), (0, 360)),  # black beyond
-    Texture("immunohistochemistry", "ihc.png", (0, 512), (0, 512)),
-    Texture("hubble_deep_field", "hubble_deep_field.jpg", (0, 872), (0, 996), reduction=2),
-    Texture("moon", "moon.png", (0, 512), (0, 512), split_axis=0),
-    Texture("page", "page.png", (4, 140), (0, 384), even_lighting=True),  # blank paper below
-    # The square inside the disc of the eye.
-    Texture("retina", "retina.jpg", (225, 1185), (225, 1185), split_axis=0, reduction=2),
-    Texture("rocket", "rocket.jpg", (0, 300), (0, 640)),  # sky and masts; the ground and its lights below
-)
+"""Share of its contrast that a colour channel of a digit may lose."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +55,8 @@ def textured_digits(
         train_size: Images in `train`.
         validation_size: Images in `validation`.
         test_size: Images in `test` and in `test_shuffled`; all three sizes together at most 1797.
-        contrast: Distance of a digit's tone from mid-grey, in (0, 0.5]. Backgrounds lie in [0.25, 0.75]: digits stand out
-            everywhere above 0.4, and vanish where the texture has their own tone below 0.3.
+        contrast: Distance of a digit's tone from mid-grey, in (0, 0.5]. Backgrounds lie in [0.25, 0.75]: above 0.4
+            digits stand out everywhere, below 0.3 they vanish where the texture has their tone.
         channels: 3 for colour, 1 for grey.
         seed: Seed of everything that is drawn, 0 or more.
 
@@ -136,14 +78,13 @@ def textured_digits(
     digits = load_digits()
     labels = digits.target.astype(np.int64)
     order = stratified_order(labels, seed)
-    photographs = [_photograph(texture, channels) for texture in TEXTURES]
+    textures = read_textures(channels)
 
     splits: dict[str, ImageSet] = {}
     start = 0
     for number, (split, size) in enumerate(sizes.items()):
         chosen = order[start : start + size]
         start += size
-        textures = [_region(photo, texture, split) for photo, texture in zip(photographs, TEXTURES, strict=True)]
         generator = np.random.default_rng([seed, number])
         appearance = draw_appearance(
             digits.images[chosen] / 16.0, image_size, digit_width, contrast, channels, generator
@@ -153,7 +94,7 @@ def textured_digits(
         if split == "test":
             drawn["test_shuffled"] = shuffle_contexts(labels[chosen], 10, shuffled_seed)
         for name, contexts in drawn.items():
-            backgrounds = draw_backgrounds(textures, contexts, image_size, generator)
+            backgrounds = draw_backgrounds(textures[split], contexts, image_size, generator)
             splits[name] = _image_set(name, chosen, labels[chosen], contexts, appearance, backgrounds)
     description = (
         f"Handwritten digits ({digit_width[0]} to {digit_width[1]} pixels wide) on photographs of ten textures, "
@@ -217,7 +158,7 @@ def draw_backgrounds(
         texture = textures[context]
         top = generator.integers(texture.shape[0] - image_size + 1)
         left = generator.integers(texture.shape[1] - image_size + 1)
-        patch = np.rot90(texture[top : top + image_size, left : left + image_size], generator.integers(4))
+        patch = np.rot90(texture[top : top + image_size, left : left + image_size], int(generator.integers(4)))
         patches[k] = patch[:, ::-1] if generator.integers(2) else patch
     return patches
 
@@ -250,30 +191,6 @@ def _reader(images: np.ndarray, masks: np.ndarray) -> Reader:
         return images[indices].astype(np.float32) / np.float32(255.0), masks[indices].astype(np.float32)
 
     return read
-
-
-def _photograph(texture: Texture, channels: int) -> np.ndarray:
-    """A photograph as float64 (height, width, channels) in [0, 1], from the files of the installed scikit-image."""
-    # Without its file, scikit-image would try to download the photograph.
-    if not resources.files("skimage").joinpath("data", texture.file).is_file():
-        remedy = "Install scikit-image from its wheel on PyPI, which has the file."
-        raise DataError(message(f"skimage/data/{texture.file}", "a photograph", "no such file", remedy))
-    photograph = getattr(skimage.data, texture.name)() / 255.0
-    if photograph.ndim == 3:
-        return photograph if channels == 3 else skimage.color.rgb2gray(photograph)[..., None]
-    return np.repeat(photograph[..., None], channels, axis=2)
-
-
-def _region(photograph: np.ndarray, texture: Texture, split: str) -> np.ndarray:
-    """A split's region of a photograph, averaged down and brought into `TEXTURE_RANGE`."""
-    region = photograph[texture.region(split)]
-    step = texture.reduction
-    height, width = region.shape[0] // step, region.shape[1] // step
-    region = region[: height * step, : width * step].reshape(height, step, width, step, -1).mean(axis=(1, 3))
-    if texture.even_lighting:
-        region = np.clip(PAPER_WHITE * region / np.quantile(region, 0.9, axis=0), 0.0, 1.0)
-    low, high = TEXTURE_RANGE
-    return (low + (high - low) * region).astype(np.float32)
 
 
 def _check(

@@ -56,7 +56,7 @@ def all_convolutional(
         raise InvalidArgument(message("num_classes", "an integer of at least 2", repr(num_classes)))
     if not _positive_integers(filters) or not filters:
         raise InvalidArgument(message("filters", "at least one positive integer", repr(filters)))
-    block_strides = strides if isinstance(strides, Sequence) else (strides,) * len(filters)
+    block_strides: Sequence[int] = strides if isinstance(strides, Sequence) else (strides,) * len(filters)
     if not _positive_integers(block_strides) or len(block_strides) != len(filters):
         raise InvalidArgument(message("strides", f"one stride, or {len(filters)} as there are filters", repr(strides)))
     if not 0 <= dropout < 1:
@@ -66,7 +66,7 @@ def all_convolutional(
 
     inputs = keras.Input(input_shape, name="images")
     x = inputs
-    for number, (count, stride) in enumerate(zip(filters, block_strides, strict=True), start=1):
+    for number, (count, stride) in enumerate(zip(map(int, filters), map(int, block_strides), strict=True), start=1):
         x = keras.layers.Conv2D(count, 3, stride, padding="same", activation="relu", name=f"block{number}_conv")(x)
         x = keras.layers.BatchNormalization(momentum=0.9, name=f"block{number}_norm")(x)
         if dropout:

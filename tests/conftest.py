@@ -1,0 +1,65 @@
+"""A small run of every method, made once by the command line itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL_RUN = """
+version: 1
+name: small
+seed: 3
+data:
+  source: textured_digits
+  image_size: 24
+  channels: 1
+  digit_width: [16, 20]
+  train_size: 80
+  validation_size: 20
+  test_size: 60
+backbone: {name: all_convolutional, filters: [6, 6], strides: [2, 1], dropout: 0.2, class_map_activation: relu}
+training: {epochs: 3, batch_size: 16, learning_rate: 0.003}
+models:
+  plain: {method: plain}
+  ppi: {method: ppi, warm_up_epochs: 1}
+  cfcn: {method: cfcn, mask_share: 0.5}
+evaluation: {deletion_steps: 4, deletion_images: 20, minimum_group_size: 3}
+report: {images: 3}
+"""
+
+
+@pytest.fixture(scope="session")
+def command():
+    """The installed command line, as the first words of a process."""
+    return [str(Path(sys.executable).parent / "tfcausal")]
+
+
+@pytest.fixture(scope="session")
+def run_command(command):
+    def run(*words, check=True, **options):
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "COLUMNS": "200"}
+        result = subprocess.run(
+            [*command, *map(str, words)], capture_output=True, text=True, env=environment, timeout=300, **options
+        )
+        if check:
+            assert result.returncode == 0, result.stderr
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "small.yaml"
+    path.write_text(SMALL_RUN, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, small_config, run_command):
+    """The directory of the finished run, and what the command printed."""
+    runs = tmp_path_factory.mktemp("runs")
+    result = run_command("run", small_config, "--runs", runs)
+    return runs / "small", result
