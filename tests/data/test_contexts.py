@@ -18,7 +18,7 @@ def test_contexts_agree_as_often_as_asked(strength):
 def test_contexts_that_disagree_are_uniform_over_the_others():
     contexts = assign_contexts(LABELS, 10, 0.1, seed=1)
     for label in range(10):
-        of_label = contexts[LABELS == label]
+        of_label = contexts[label == LABELS]
         counts = np.bincount(of_label[of_label != label], minlength=10)
         assert counts[label] == 0
         others = np.delete(counts, label)

@@ -137,6 +137,7 @@ def test_damaged_files_say_what_is_wrong(tmp_path):
         decode(tmp_path / "absent.png")
 
 
+@pytest.mark.filterwarnings("default")  # as outside the tests, where Pillow only warns
 @pytest.mark.parametrize("limit", [40, 20])  # Pillow warns above its limit and raises above twice its limit
 def test_decompression_bombs_are_refused(tmp_path, monkeypatch, limit):
     path = save(tmp_path / "a.png", Image.fromarray(COLOURS))

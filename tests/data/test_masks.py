@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -43,15 +45,15 @@ def test_the_chosen_share_of_every_class():
         chosen = select_masked(LABELS, HAS_MASK, share, seed=4)
         assert not np.any(chosen & ~HAS_MASK)
         for label in range(3):
-            available = int((HAS_MASK & (LABELS == label)).sum())
-            assert chosen[LABELS == label].sum() == max(1, round(share * available))
+            available = int((HAS_MASK & (label == LABELS)).sum())
+            assert chosen[label == LABELS].sum() == max(1, round(share * available))
     assert not select_masked(LABELS, HAS_MASK, 0.0, seed=4).any()
     np.testing.assert_array_equal(select_masked(LABELS, HAS_MASK, 1.0, seed=4), HAS_MASK)
 
 
 def test_smaller_shares_are_nested_in_larger_ones():
     chosen = [select_masked(LABELS, HAS_MASK, share, seed=4) for share in np.linspace(0, 1, 21)]
-    for smaller, larger in zip(chosen, chosen[1:], strict=False):
+    for smaller, larger in pairwise(chosen):
         assert not np.any(smaller & ~larger)
 
 

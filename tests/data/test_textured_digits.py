@@ -186,14 +186,16 @@ def test_digits_stand_out_from_every_background_at_the_default_contrast(arrays):
         grey = images.mean(axis=3) - 0.5
         away = ~binary_dilation(masks[..., 0] > 0, np.ones((1, 3, 3)), iterations=8)
         assert np.abs(grey[away]).max() <= 0.26
-        tones = np.array([tone[np.abs(tone).argmax()] for tone in (g[m > 0] for g, m in zip(grey, masks[..., 0]))])
-        assert np.abs(tones).min() >= 0.35
+        tones = np.array(
+            [tone[np.abs(tone).argmax()] for tone in (g[m > 0] for g, m in zip(grey, masks[..., 0], strict=True))]
+        )
+        assert np.abs(tones).min() >= 0.39
         assert 0.4 < (tones > 0).mean() < 0.6
 
 
 def test_tone_and_place_of_a_digit_do_not_tell_its_class(digits, arrays):
     images, masks = arrays["train"]
-    colours = np.array([np.median(image[mask[..., 0] > 0], axis=0) for image, mask in zip(images, masks)])
+    colours = np.array([np.median(image[mask[..., 0] > 0], axis=0) for image, mask in zip(images, masks, strict=True)])
     places = []
     for mask in masks[..., 0]:
         rows, columns = np.nonzero(mask)

@@ -326,6 +326,16 @@ def test_negated_contrast_that_runs_away_is_stopped(classifier, images, labels, 
         np.testing.assert_array_equal(own, value)
 
 
+def test_limit_is_the_mean_cross_entropy_of_the_masked_images(classifier, images, labels):
+    def model(limit: float) -> keras.Model:
+        return compiled(PPIModel(classifier(), contrast="negated", divergence_limit=limit))
+
+    value = -step(model(100.0), images, labels)[0]["contrast_loss"]
+    model(value * 1.001).train_on_batch(images, labels)
+    with pytest.raises(TrainingDiverged, match=f"masked images is {str(value)[:5]}"):
+        model(value * 0.999).train_on_batch(images, labels)
+
+
 def test_bounded_contrast_has_no_limit(classifier, images, labels):
     model = PPIModel(classifier(), contrast_weight=20.0, divergence_limit=1e-6)
     compiled(model, keras.optimizers.SGD(0.05)).fit(images, labels, epochs=5, verbose=0)
@@ -373,6 +383,14 @@ def test_sample_weights_weigh_every_term(classifier, images, labels):
     np.testing.assert_allclose(flat(followed), flat(gradients), rtol=1e-4, atol=2e-6)
     parts = logs["classification_loss"] + logs["contrast_loss"] + logs["adversarial_loss"]
     np.testing.assert_allclose(logs["loss"], parts + 0.1 * logs["regularisation_loss"], rtol=1e-6)
+
+
+def test_reports_are_means_over_the_images_whatever_the_batches(classifier, images, labels):
+    model = compiled(PPIModel(classifier()), keras.optimizers.SGD(0.0))
+    history = model.fit(images, labels, batch_size=4, shuffle=False, verbose=0).history
+    maps = WBP(model)(images, labels)
+    np.testing.assert_allclose(history["regularisation_loss"], [np.abs(maps).mean()], rtol=1e-5)
+    np.testing.assert_allclose(history["mask_coverage"], [np.mean(model.mask(tf.constant(maps)))], rtol=1e-5)
 
 
 def test_one_hot_labels_give_the_same_step(classifier, images, labels):

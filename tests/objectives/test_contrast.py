@@ -66,10 +66,15 @@ def test_extreme_logits_stay_finite(loss, dtype):
 
 
 def test_values_where_a_probability_underflows():
-    logits = tf.constant([[1e4, 0.0, 0.0], [-1e4, 0.0, 0.0]])
-    labels = tf.constant([0, 0])
-    np.testing.assert_allclose(one_vs_rest_contrast(logits, labels), [1e4 - np.log(2), 0.0], rtol=1e-6)
-    np.testing.assert_allclose(negated_contrast(logits, labels), [0.0, -1e4 - np.log(2)], rtol=1e-6)
+    logits = tf.constant([[1e4, 0.0, 0.0], [-1e4, 0.0, 0.0], [0.0, -1e4, -1e4], [-1e4, -1e4, -1e4]])
+    labels = tf.constant([0, 0, 0, 0])
+    large = 1e4 - np.log(2)
+    np.testing.assert_allclose(
+        one_vs_rest_contrast(logits, labels), [large, 0.0, large, np.log(1.5)], rtol=1e-6, atol=2e-3
+    )
+    np.testing.assert_allclose(
+        negated_contrast(logits, labels), [0.0, -1e4 - np.log(2), 0.0, -np.log(3)], rtol=1e-6, atol=2e-3
+    )
 
 
 def test_one_vs_rest_is_bounded_below_and_pulls_with_the_probability():

@@ -25,7 +25,7 @@ def training_batches(
     initial_epoch: int = 0,
     with_masks: bool = False,
 ) -> tuple[tf.data.Dataset, int]:
-    """Shuffled batches of all epochs as one data set, for `fit(..., steps_per_epoch=...)`.
+    """Shuffled batches of all epochs as one data set, for `fit(..., steps_per_epoch=..., shuffle=False)`.
 
     The order of an epoch depends on the seed and the number of the epoch alone. A run that is resumed at
     `initial_epoch` sees the batches that it would have seen without the interruption.

@@ -155,7 +155,7 @@ def _conv2d(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
 def _refuse_conv2d(layer: Any) -> str | None:
     if layer.groups != 1 or any(rate != 1 for rate in layer.dilation_rate):
         return f"has groups={layer.groups} and dilation_rate={layer.dilation_rate}; both must be 1"
-    return _refuse_channels_first(layer) or _refuse_quantized(layer)
+    return _refuse_channels_first(layer)
 
 
 def _refuse_quantized(layer: Any) -> str | None:

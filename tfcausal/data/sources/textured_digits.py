@@ -38,7 +38,7 @@ def textured_digits(
     train_size: int = 1100,
     validation_size: int = 200,
     test_size: int = 497,
-    contrast: float = 0.45,
+    contrast: float = 0.5,
     channels: int = 3,
     seed: int = 0,
 ) -> DataSet:
@@ -212,7 +212,7 @@ def _check(
     if not 0.0 <= context_strength <= 1.0:
         raise InvalidArgument(message("context_strength", "a probability in [0, 1]", context_strength))
     if not 0.0 < contrast <= 0.5:
-        raise InvalidArgument(message("contrast", "a number in (0, 0.5]", contrast, "0.45 is legible everywhere."))
+        raise InvalidArgument(message("contrast", "a number in (0, 0.5]", contrast, "0.5 is legible everywhere."))
     if channels not in (1, 3):
         raise InvalidArgument(message("channels", "1 (grey) or 3 (colour)", channels))
     if seed < 0:
