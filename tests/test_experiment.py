@@ -13,6 +13,7 @@ import zarr
 from PIL import Image
 from rich.console import Console
 
+from tfcausal import experiment
 from tfcausal.config import config_from_mapping
 from tfcausal.data.pipeline import training_batches
 from tfcausal.errors import DataError, RunError, TrainingDiverged
@@ -193,6 +194,21 @@ def test_skipped_files_are_counted_and_listed_in_the_report(tmp_path, quiet):
     page = run.report_path.read_text(encoding="utf-8")
     assert "files were left out" in page
     assert "low/3.png" in page
+
+
+def test_an_image_that_goes_while_a_model_trains_is_named(tmp_path, quiet, monkeypatch):
+    _folder(tmp_path / "data", with_masks=True)
+    settings = folder_settings(tmp_path / "data")
+    settings["data"]["cache_megabytes"] = 0
+    run = RunDirectory.create(tmp_path / "runs", config_from_mapping(settings))
+
+    def check_and_break(config, data):
+        shutil.rmtree(tmp_path / "data" / "images")
+
+    monkeypatch.setattr(experiment, "check_data", check_and_break)
+    with quiet, pytest.raises(DataError, match=r"images/(high|low)/\d+\.png"):
+        run_experiment(run, quiet)
+    assert run.status.state == "failed"
 
 
 def test_a_diverging_run_fails_with_a_reason_and_writes_no_model(small_config, tmp_path, quiet):

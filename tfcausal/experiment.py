@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -55,8 +57,10 @@ def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, An
         run.set_status("running")
         try:
             metrics = _run(run, progress)
-        except TfCausalError as error:
-            run.set_status("failed", error=str(error))
+        except Exception as error:
+            # What tfcausal did not raise on purpose keeps its traceback; the run says what it was all the same.
+            own = isinstance(error, TfCausalError)
+            run.set_status("failed", error=str(error) if own else f"{type(error).__name__}: {error}")
             raise
         run.set_status("complete")
     return metrics
@@ -195,7 +199,7 @@ def _train(run: RunDirectory, name: str, data: DataSet, progress: ConsoleProgres
         run.drop_checkpoints(name, keep=1)
 
     if first < training.epochs:
-        with progress.task(f"training {name}", training.epochs * steps, first * steps) as advance:
+        with progress.task(f"training {name}", training.epochs * steps, first * steps) as advance, _reading_errors():
             network.fit(
                 batches,
                 epochs=training.epochs,
@@ -213,6 +217,18 @@ def _train(run: RunDirectory, name: str, data: DataSet, progress: ConsoleProgres
     with atomic_path(path) as partial:
         getattr(network, "explained_network", network).save(partial)
     run.drop_checkpoints(name)
+
+
+@contextmanager
+def _reading_errors() -> Iterator[None]:
+    """An image that can no longer be read while a model trains is a data error, not one of the input pipeline."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"DataError: (.*)", error.message)
+        if found is None:
+            raise
+        raise DataError(found[1]) from None
 
 
 def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> dict[str, Any]:
