@@ -179,7 +179,7 @@ def test_bad_values_are_named_and_change_no_weight(classifier, images, labels, m
     bad_images[1, 2, 3, 0], bad_images[2, 0, 0, 1] = np.nan, -np.inf
     with pytest.raises(InvalidArgument, match=FINITE):
         call(model, method, source, bad_images, labels)
-    for label in (3, -1):
+    for label in (3, -5):
         bad_labels = labels.copy()
         bad_labels[1] = label
         with pytest.raises(InvalidArgument, match=LABELS.format(label)):
@@ -222,8 +222,17 @@ def test_images_of_another_shape(classifier, images, labels, eager):
     for refused in (images[..., :2], images[..., 0]):
         with pytest.raises(InvalidArgument, match=expected):
             model.evaluate(refused, labels, verbose=0)
-    # What was refused leaves no trace: tf.function would carry the unknown rank over to this call.
     model.evaluate(images, labels, verbose=0)
+
+
+def test_what_was_refused_does_not_spoil_the_next_call(classifier, images, labels):
+    """tf.function generalises the ranks that it has seen: `has_mask` is of unknown rank in the last call."""
+    model = compiled(Plain(classifier()), run_eagerly=False)
+    mask = np.ones((6, 4, 4, 1), "float32")
+    model.evaluate(images, {"label": labels, "mask": mask, "has_mask": np.ones((6, 1))}, verbose=0)
+    with pytest.raises(InvalidArgument, match=r"`y\['mask'\]`: expected shape"):
+        model.evaluate(images, {"label": labels, "mask": mask[..., 0], "has_mask": np.ones(6)}, verbose=0)
+    model.evaluate(images, {"label": labels, "mask": mask, "has_mask": np.ones(6)}, verbose=0)
 
 
 def test_images_of_another_shape_after_images_of_the_right_one(classifier, images, labels):

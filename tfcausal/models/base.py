@@ -138,22 +138,22 @@ class CausalClassifier(keras.Model):
             TrainingDiverged: The loss is no longer finite, or a term has run away. The trainable weights are those of
                 the last good step.
         """
-        with self._plain_errors():
+        with _plain_errors():
             return super().fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate like `keras.Model.evaluate`; errors as for `fit`."""
-        with self._plain_errors():
+        with _plain_errors():
             return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Train on one batch like `keras.Model.train_on_batch`; errors as for `fit`."""
-        with self._plain_errors():
+        with _plain_errors():
             return super().train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on one batch like `keras.Model.test_on_batch`; errors as for `fit`."""
-        with self._plain_errors():
+        with _plain_errors():
             return super().test_on_batch(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
@@ -220,21 +220,6 @@ class CausalClassifier(keras.Model):
         for name, value in objective.reported.items():
             self.trackers[name].update_state(value)
         return self.compute_metrics(images, targets.label, objective.outputs, sample_weight=sample_weight)
-
-    @contextmanager
-    def _plain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except InvalidArgument:
-            # Else TensorFlow would generalise the next call's shapes by those that have just been refused.
-            self.train_function = self.test_function = None
-            raise
-        except tf.errors.InvalidArgumentError as error:
-            found = re.search(r"tfcausal\|(\w+)\|(.*?)\|\] \[([^\]]*)\]", error.message, re.DOTALL)
-            if found is None:
-                raise
-            kind, text, value = found.groups()
-            raise _ERRORS[kind](text.replace("\\'", "'").replace("{}", value)) from None
 
 
 def class_indices(label: tf.Tensor, num_classes: int) -> tf.Tensor:
@@ -358,3 +343,15 @@ def _require_labels(classes: tf.Tensor, num_classes: int) -> tf.Operation | None
         "y", f"labels in [0, {num_classes - 1}]", "the label {}", "Check the labels or the size of the head."
     )
     return require(tf.logical_not(tf.reduce_any(outside)), InvalidArgument, text, worst)
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"tfcausal\|(\w+)\|(.*?)\|\] \[([^\]]*)\]", error.message, re.DOTALL)
+        if found is None:
+            raise
+        kind, text, value = found.groups()
+        raise _ERRORS[kind](text.replace("\\'", "'").replace("{}", value)) from None

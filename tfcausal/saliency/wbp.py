@@ -172,7 +172,8 @@ def batch_norm_statistics(layer: Any, inputs: tf.Tensor, training: bool) -> tupl
     """The mean and variance (C,) that a batch normalisation uses on a batch in inference or in training mode."""
     if training and layer.trainable:
         axes = [axis for axis in range(inputs.shape.rank) if axis != inputs.shape.rank - 1]
-        return tf.nn.moments(inputs, axes)
+        # In float32 under mixed precision too, as Keras has it.
+        return tf.nn.moments(tf.cast(inputs, layer.variable_dtype), axes)
     return tf.convert_to_tensor(layer.moving_mean), tf.convert_to_tensor(layer.moving_variance)
 
 
