@@ -13,6 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import tensorflow as tf
 from side_by_side import measure, report
 
 from tfcausal.models.backbones.all_convolutional import all_convolutional
@@ -47,8 +48,12 @@ def compare(name: str, backbone, size: int, file: str) -> None:
     if backbone is all_convolutional_backbone:
         models["CFCN-C"] = (CFCNModel(backbone()), masks)
 
+    options = tf.data.Options()
+    options.autotune.enabled = False  # the tuner would make the end of `fit` wait for its next period
+
     def epoch(model, targets):
-        return lambda: model.fit(images, targets, batch_size=BATCH, verbose=0, shuffle=False)
+        batches = tf.data.Dataset.from_tensor_slices((images, targets)).batch(BATCH).with_options(options)
+        return lambda: model.fit(batches, verbose=0, shuffle=False)
 
     for model, _ in models.values():
         model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy", jit_compile=False)

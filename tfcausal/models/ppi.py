@@ -135,8 +135,9 @@ class PPIModel(CausalClassifier):
             return Objective(outputs, {}, {})
 
         maps, _ = weight_back_propagation(self.graph, activations, targets.classes, training)
-        maps = tf.cast(maps, tf.float32)
-        mask = self.mask(maps if self.second_order else tf.stop_gradient(maps))
+        if not self.second_order:
+            maps = tf.stop_gradient(maps)
+        mask = self.mask(maps)
         count = tf.shape(images)[0]
         step = tf.cast(self.optimizer.iterations, tf.int32)
         others_mask = tf.roll(mask, 1 + step % tf.maximum(count - 1, 1), axis=0)
