@@ -332,6 +332,7 @@ def _metrics(config: RunConfig, data: DataSet, results: dict[str, dict[str, Spli
         "group_splits": _test_splits(data),
         "minimum_group_size": config.evaluation.minimum_group_size,
         "model_names": list(config.models),
+        "split_names": [name for name in data.splits if name != "train"],
         "models": models,
     }
 

@@ -99,7 +99,7 @@ def headline_table(metrics: dict[str, Any]) -> Table:
         metrics: As in `metrics.json`.
     """
     columns = headline(metrics)
-    table = Table(title=f"{len(columns[0].cells)} models on {_spoken(metrics['headline_split'])}")
+    table = Table(title=f"Test images; saliency and deletion on the split “{_spoken(metrics['headline_split'])}”")
     for column in columns:
         table.add_column(column.title, justify="left" if column.title == "model" else "right")
     for row in zip(*(column.cells for column in columns), strict=True):

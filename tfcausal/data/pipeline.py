@@ -12,9 +12,8 @@ import tensorflow as tf
 from tfcausal.data.image_set import DataSet, ImageSet
 from tfcausal.errors import DataError, InvalidArgument, message
 
-_PARALLEL_READS = 2
-"""Batches read at once, and batches kept ready: this bounds the memory of the pipeline to four batches and the current
-one."""
+_BATCHES_READY = 2
+"""Batches that are kept ready; with the one that is being read they bound the memory of the pipeline."""
 
 
 def training_batches(
@@ -158,11 +157,11 @@ def _batches(
         return images, {"label": label, "mask": mask, "has_mask": known} if with_masks else label
 
     options = tf.data.Options()
-    # There is nothing to tune, and the tuner makes the end of every `fit` and `evaluate` wait for its next period, which
+    # There is nothing to tune, and the tuner makes the end of every `fit` wait for the end of its period, which
     # doubles each time: a training of 50 s would end after 82 s.
     options.autotune.enabled = False
-    batches = numbers.map(batch, num_parallel_calls=_PARALLEL_READS, deterministic=True)
-    return batches.prefetch(_PARALLEL_READS).with_options(options)
+    # Not in parallel: with deterministic operations TensorFlow reads one batch after the other in any case.
+    return numbers.map(batch).prefetch(_BATCHES_READY).with_options(options)
 
 
 def _check_batch_size(batch_size: int) -> None:
