@@ -16,7 +16,7 @@ import zarr
 from tfcausal import __version__
 from tfcausal.callbacks import EpochCheckpoint, StopOnDivergence, TrainingProgress, restore_checkpoint
 from tfcausal.config import ImageFolderConfig, ModelConfig, RunConfig
-from tfcausal.data.image_set import DataSet, ImageSet
+from tfcausal.data.image_set import DataSet, ImageSet, centred
 from tfcausal.data.masks import with_mask_share
 from tfcausal.data.pipeline import evaluation_batches, summarise, training_batches
 from tfcausal.data.sources.image_folder import image_folder
@@ -87,14 +87,14 @@ def load_data(config: RunConfig, progress: ConsoleProgress) -> DataSet:
         progress: Where to show how far the reading is.
 
     Returns:
-        The splits.
+        The splits, with pixels in [-0.5, 0.5]: 0, which masked and deleted pixels become, is mid-grey.
 
     Raises:
         DataError: The data cannot be used.
     """
     settings = config.data.model_dump(exclude={"source"})
     if not isinstance(config.data, ImageFolderConfig):
-        return textured_digits(**settings, seed=config.seed)
+        return centred(textured_digits(**settings, seed=config.seed))
     shown: dict[str, Any] = {}
 
     def on_progress(done: int, total: int) -> None:
@@ -106,7 +106,7 @@ def load_data(config: RunConfig, progress: ConsoleProgress) -> DataSet:
         shown["done"] = done
 
     try:
-        return image_folder(**settings, seed=config.seed, on_progress=on_progress)
+        return centred(image_folder(**settings, seed=config.seed, on_progress=on_progress))
     finally:
         if shown:
             shown["task"].__exit__(None, None, None)
@@ -238,7 +238,7 @@ def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> di
     shown = headline_split(data)
     with atomic_path(run.maps_path) as partial:
         maps = zarr.create_group(partial)
-        _store_samples(maps, data.splits[shown], config.report.images, config.seed)
+        _store_samples(maps, data, shown, config)
         for split_name, split in splits.items():
             group = maps.create_group(f"splits/{split_name}")
             group.attrs.update(
@@ -279,17 +279,19 @@ def _some(count: int, wanted: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(count)[:wanted])
 
 
-def _store_samples(maps: zarr.Group, split: ImageSet, wanted: int, seed: int) -> None:
+def _store_samples(maps: zarr.Group, data: DataSet, shown: str, config: RunConfig) -> None:
     """Keep the images of the report: one of each class in turn, those with a mask first, else in seeded order."""
-    order = np.random.default_rng(seed).permutation(len(split))
+    split = data.splits[shown]
+    order = np.random.default_rng(config.seed).permutation(len(split))
     order = order[np.argsort(~split.has_mask[order], kind="stable")]
     turn = np.zeros(len(split), int)
     for label in np.unique(split.labels):
         members = order[split.labels[order] == label]
         turn[members] = np.arange(len(members))
-    indices = order[np.argsort(turn[order], kind="stable")][:wanted]
+    indices = order[np.argsort(turn[order], kind="stable")][: config.report.images]
     images, masks = split.read(indices)
     group = maps.create_group("samples")
+    group.attrs["value_range"] = list(data.value_range)
     arrays = {"indices": indices, "images": images, "masks": masks, "has_mask": split.has_mask[indices]}
     for name, values in arrays.items():
         group.create_array(name, data=np.ascontiguousarray(values))
@@ -326,7 +328,7 @@ def _metrics(config: RunConfig, data: DataSet, results: dict[str, dict[str, Spli
     contexts = data.splits[headline].context_agrees is not None
     return {
         "tfcausal": __version__,
-        "data": summarise(data),
+        "data": {**summarise(data), "value_range": list(data.value_range)},
         "headline_split": headline,
         "group_attributes": ["class", "context"] if contexts else ["class"],
         "group_splits": _test_splits(data),

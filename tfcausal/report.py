@@ -169,6 +169,7 @@ class _Sample:
 def _samples(maps: Any, split: str, names: list[str]) -> list[_Sample]:
     stored, group = maps["samples"], maps[f"splits/{split}"]
     classes = group.attrs["class_names"]
+    low, high = stored.attrs["value_range"]
     samples = []
     for position, index in enumerate(stored["indices"][:].tolist()):
         probabilities = {name: group[f"probabilities/{name}"][index] for name in names}
@@ -176,7 +177,7 @@ def _samples(maps: Any, split: str, names: list[str]) -> list[_Sample]:
             _Sample(
                 name=group.attrs["names"][index],
                 label=classes[int(group["labels"][index])],
-                image=stored["images"][position],
+                image=(stored["images"][position] - low) / (high - low),
                 mask=stored["masks"][position][..., 0] if stored["has_mask"][position] else None,
                 maps={name: group[f"maps/{name}"][index] for name in names},
                 predicted={name: (classes[int(p.argmax())], float(p.max())) for name, p in probabilities.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -107,3 +107,38 @@ class DataSet:
     value_range: tuple[float, float] = (0.0, 1.0)
     description: str = ""
     skipped: tuple[SkippedFile, ...] = field(default_factory=tuple)
+
+
+def centred(data_set: DataSet) -> DataSet:
+    """The same data set with the middle of its value range moved to 0.
+
+    Zero is what a masked or deleted pixel becomes, and the point from which WBP measures contributions. In the range
+    [0, 1] it is black: a dark object that is masked leaves its own silhouette, and its pixels can have no saliency.
+    Mid-grey is as far from dark as from light.
+
+    Args:
+        data_set: The data set.
+
+    Returns:
+        A data set whose images have the middle of `value_range` subtracted.
+
+    Example:
+        >>> import numpy as np
+        >>> read = lambda indices: (np.ones((len(indices), 1, 1, 1), "float32"), np.ones((len(indices), 1, 1, 1), "float32"))
+        >>> split = ImageSet(("a",), np.array([0]), ("x",), (1, 1, 1), np.array([False]), read)
+        >>> data_set = centred(DataSet({"train": split}))
+        >>> data_set.value_range, data_set.splits["train"].read(np.array([0]))[0].item()
+        ((-0.5, 0.5), 0.5)
+    """
+    middle = np.float32(sum(data_set.value_range) / 2)
+
+    def moved(reader: Reader) -> Reader:
+        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            images, masks = reader(indices)
+            return images - middle, masks
+
+        return read
+
+    splits = {name: replace(split, reader=moved(split.reader)) for name, split in data_set.splits.items()}
+    low, high = data_set.value_range
+    return replace(data_set, splits=splits, value_range=(low - float(middle), high - float(middle)))
