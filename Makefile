@@ -5,20 +5,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test test-all benchmarks clean
+.PHONY: setup demo test benchmarks clean
 
 setup: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "tfcausal needs Python 3.11, 3.12 or 3.13; none was found. Set PYTHON=/path/to/python."; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "Installing tfcausal and its pinned dependencies into $(VENV) (a few minutes the first time)."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $(INSTALLED)
 
 # A second `make demo` goes on with the first one, or shows its table.
 demo: setup
-	@if [ -e runs/quickstart ]; then $(BIN)/tfcausal run --resume runs/quickstart; \
+	@if $(BIN)/tfcausal run configs/quickstart.yaml --dry-run | cmp -s - runs/quickstart/run.yaml; \
+	then $(BIN)/tfcausal run --resume runs/quickstart; \
 	else $(BIN)/tfcausal run configs/quickstart.yaml; fi
 
 test: setup
@@ -26,15 +27,13 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow"
-
-test-all: test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 benchmarks: setup
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/wbp.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/demo.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

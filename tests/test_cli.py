@@ -28,10 +28,10 @@ def test_version(run_command):
 
 def test_dry_run_prints_the_resolved_configuration_and_leaves_nothing(run_command, small_config, tmp_path):
     result = run_command(
-        "run", small_config, "--dry-run", "--set", "models.ppi.sharpness=7", "--name", "n", cwd=tmp_path
+        "run", small_config, "--dry-run", "--set", "models.ppi.sharpness=7", "--name", "2024", cwd=tmp_path
     )
     resolved = yaml.safe_load(result.stdout)
-    assert resolved["name"] == "n"
+    assert resolved["name"] == "2024"
     assert resolved["models"]["ppi"]["sharpness"] == 7
     assert resolved["models"]["ppi"]["threshold"] == 0.25
     assert list(tmp_path.iterdir()) == []
@@ -45,7 +45,7 @@ def test_dry_run_prints_the_resolved_configuration_and_leaves_nothing(run_comman
         (["run", "CONFIG", "--set", "training.epoch=2"], "Did you mean `epochs`?"),
         (["run", "missing.yaml"], "missing.yaml"),
         (["run", "--resume", "missing"], "expected a run directory"),
-        (["run", "CONFIG", "--resume", "runs/x"], "leave out CONFIG, --set and --name"),
+        (["run", "CONFIG", "--resume", "runs/x"], "leave out CONFIG, --set, --name and --runs"),
         (["run", "CONFIG", "--set", "data={source: image_folder, path: nowhere}"], "nowhere"),
         (["run", "CONFIG", "--set", "training.batch_size=81"], "80 training images"),
     ],

@@ -187,7 +187,7 @@ RUN_NAME = "a name of letters, digits, `-`, `_` and `.` that starts with a lette
 MODEL_NAME = "a name of letters, digits, `_` and `-` that starts with a letter or a digit"
 SECTION = "a section with keys below it"
 MODELS = "a section with one entry per model, such as `plain: {method: plain}`"
-PAIR = "[narrowest, widest], two integers of at least 1"
+PAIR = "[narrowest, widest], two integers of at least 8"
 SIZE = "an integer of at least 1, or [height, width]"
 STRIDES = "an integer of at least 1, or one per entry of filters"
 SOURCE = "one of `textured_digits`, `image_folder`"
@@ -337,18 +337,18 @@ def test_an_unknown_key(mapping: dict[str, Any], line: str) -> None:
             "Give as many, or a single integer.",
         ),
         (
-            digits(data__image_size=8, data__digit_width=[4, 8], backbone__strides=2),
+            digits(data__image_size=8, data__digit_width=[8, 8], backbone__strides=2),
             "backbone.strides: expected strides with a product of at most the image size (8x8, see data.image_size); "
             "received a product of 32.",
         ),
         (
             digits(data__digit_width=[28, 49]),
-            "data.digit_width: expected [narrowest, widest] in ascending order and at most image_size (48); "
+            "data.digit_width: expected [narrowest, widest] in ascending order, from 8 to image_size (48); "
             "received [28, 49].",
         ),
         (
             digits(data__digit_width=[30, 20]),
-            "data.digit_width: expected [narrowest, widest] in ascending order and at most image_size (48); "
+            "data.digit_width: expected [narrowest, widest] in ascending order, from 8 to image_size (48); "
             "received [30, 20].",
         ),
         (

@@ -177,8 +177,7 @@ def test_a_folder_without_masks_has_no_mask_energy_and_cannot_train_cfcn(tmp_pat
     run = RunDirectory.create(tmp_path / "cfcn", config)
     with quiet, pytest.raises(DataError, match=r"`models.cfcn` \(method: cfcn\) needs masks"):
         run_experiment(run, quiet)
-    assert run.status.state == "failed"
-    assert "needs masks" in run.status.error
+    assert not run.path.exists()
 
 
 def test_skipped_files_are_counted_and_listed_in_the_report(tmp_path, quiet):
@@ -230,6 +229,86 @@ def test_two_processes_do_not_write_one_run(small_config, tmp_path, quiet):
     run = RunDirectory.create(tmp_path, config_from_mapping(small_settings(small_config)))
     with run.lock(), quiet, pytest.raises(RunError, match="being written by another process"):
         run_experiment(RunDirectory.open(run.path), quiet)
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (
+            "ppi",
+            {
+                "contrast": "negated",
+                "contrast_weight": 0.5,
+                "regularisation_weight": 0.25,
+                "adversarial_weight": 0.75,
+                "threshold": 0.4,
+                "sharpness": 11.0,
+                "warm_up_epochs": 2,
+                "divergence_limit": 9.0,
+            },
+        ),
+        ("ppi", {"threshold_quantile": 0.7, "second_order": False, "regularisation_weight": 0.0}),
+        ("cfcn", {"alpha": 0.3}),
+    ],
+)
+def test_every_setting_of_a_method_reaches_its_model(small_config, quiet, model, options):
+    config = config_from_mapping(small_settings(small_config, models={"m": {"method": model, **options}}))
+    network = build_model(config, config.models["m"], load_data(config, quiet), 5)
+    assert {name: getattr(network, name) for name in options} == options
+
+
+def test_the_share_of_masks_is_what_the_training_sees(small_config, tmp_path, quiet, monkeypatch):
+    """80 images, 8 of each class: a quarter of the masks are 2 of each class."""
+    seen = []
+
+    def spied(image_set, *arguments):
+        seen.append(int(image_set.has_mask.sum()))
+        return training_batches(image_set, *arguments)
+
+    monkeypatch.setattr(experiment, "training_batches", spied)
+    models = {"quarter": {"method": "cfcn", "mask_share": 0.25}, "all": {"method": "cfcn", "mask_share": 1.0}}
+    run = RunDirectory.create(tmp_path, config_from_mapping(small_settings(small_config, models=models)))
+    with quiet:
+        metrics = run_experiment(run, quiet)
+    assert seen == [20, 80]
+    assert [metrics["models"][name]["training_masks"] for name in models] == seen
+
+
+def test_a_wrong_path_leaves_no_directory_that_blocks_the_right_one(run_command, tmp_path):
+    _folder(tmp_path / "data", with_masks=False)
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(folder_settings(tmp_path / "data")), encoding="utf-8")
+    runs = tmp_path / "runs"
+    result = run_command("run", config, "--runs", runs, "--set", f"data.path={tmp_path / 'nowhere'}", check=False)
+    assert "nowhere" in result.stderr
+    assert list(runs.iterdir()) == []
+    run_command("run", config, "--runs", runs)
+    assert RunDirectory.open(runs / "folder").status.state == "complete"
+
+
+def test_a_resumed_run_notices_other_data(tmp_path, quiet):
+    _folder(tmp_path / "data", with_masks=True)
+    run = RunDirectory.create(tmp_path / "runs", config_from_mapping(folder_settings(tmp_path / "data")))
+    with quiet:
+        run_experiment(run, quiet)
+    (tmp_path / "data" / "images" / "low" / "5.png").unlink()
+    (tmp_path / "data" / "masks" / "low" / "5.png").unlink()
+    metrics = (run.path / "metrics.json").read_bytes()
+    with quiet, pytest.raises(RunError, match=r"the data has changed since the run began \(train, "):
+        run_experiment(RunDirectory.open(run.path), quiet)
+    assert (run.path / "metrics.json").read_bytes() == metrics
+
+
+def test_an_interrupted_run_says_how_to_go_on(command, small_config, tmp_path):
+    process = _start(command, "run", small_config, "--runs", tmp_path)
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "small").glob("models/plain/checkpoint-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"Go on with `tfcausal run --resume {tmp_path / 'small'}`" in errors
 
 
 def test_every_training_setting_reaches_the_model(small_config, quiet):

@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from tfcausal.figures import as_png, outlined, overlay
-from tfcausal.report import headline, headline_table
+from tfcausal.report import headline, headline_table, write_report
 from tfcausal.runs import RunDirectory
 
 
@@ -70,27 +71,33 @@ def test_the_table_has_the_models_in_the_order_of_the_configuration(small_run):
     metrics = RunDirectory.open(path).metrics
     columns = headline(metrics)
     assert columns[0].cells == ["plain", "ppi", "cfcn"]
-    console = Console(width=200, record=True, quiet=True)
-    with console.capture():
-        console.print(headline_table(metrics))
+    console = Console(width=200, file=io.StringIO())
+    console.print(headline_table(metrics))
+    printed = console.file.getvalue()
+    assert printed.index("plain") < printed.index("ppi") < printed.index("cfcn")
+    for column in columns:
+        assert all(cell in printed for cell in column.cells)
     shuffled = [
         f"{metrics['models'][name]['splits']['test_shuffled']['accuracy']['value']:.3f}" for name in columns[0].cells
     ]
     assert columns[2].cells == shuffled
 
 
-def test_names_of_the_user_are_escaped(small_run):
+def test_texts_of_the_user_are_escaped(small_run, tmp_path):
     path, _ = small_run
-    run = RunDirectory.open(path)
-    text = run.report_path.read_text(encoding="utf-8")
-    assert "test_shuffled/digit_" in text
-    from jinja2 import Environment
-
-    from tfcausal import report
-
-    template = report.resources.files("tfcausal").joinpath("report.html.j2").read_text(encoding="utf-8")
-    assert "| safe" not in template
-    assert Environment(autoescape=True).from_string("{{ name }}").render(name="<b>") == "&lt;b&gt;"
+    copy = tmp_path / "small"
+    shutil.copytree(path, copy)
+    config = (copy / "run.yaml").read_text(encoding="utf-8")
+    (copy / "run.yaml").write_text(config.replace("title: null", 'title: "<b>x</b>"'), encoding="utf-8")
+    metrics = (copy / "metrics.json").read_text(encoding="utf-8")
+    skipped = '"skipped": [{"path": "<i>.png", "reason": "<u>"}]'
+    (copy / "metrics.json").write_text(metrics.replace('"skipped": []', skipped), encoding="utf-8")
+    write_report(RunDirectory.open(copy))
+    text = (copy / "report.html").read_text(encoding="utf-8")
+    for tag in ("<b>", "<i>", "<u>"):
+        assert tag not in text
+    for escaped in ("<h1>&lt;b&gt;x&lt;/b&gt;</h1>", "&lt;i&gt;.png", "&lt;u&gt;"):
+        assert escaped in text
 
 
 def test_overlay_is_red_for_evidence_and_blue_against_it():

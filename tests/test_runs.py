@@ -368,7 +368,7 @@ def test_a_status_that_makes_no_sense_is_rejected(run: RunDirectory) -> None:
 
 def test_metrics_and_environment_are_read_back(run: RunDirectory) -> None:
     run.write_metrics({"plain": {"accuracy": np.float64(0.1), "score": float("nan")}})
-    run.write_environment({"seed": 3})
+    run.add_environment({"seed": 3})
     again = RunDirectory.open(run.path)
     assert again.metrics == {"plain": {"accuracy": 0.1, "score": None}}
     assert again.environment == {"seed": 3}

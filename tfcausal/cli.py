@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -37,7 +38,7 @@ _RUN_EPILOG = """
 
 `tfcausal run configs/quickstart.yaml --name short --set training.epochs=5`
 
-`tfcausal run configs/wbc.yaml --set data.path=my/images`
+`tfcausal run configs/image_folder.yaml --set data.path=my/images`
 
 `tfcausal run --resume runs/quickstart`
 
@@ -71,7 +72,9 @@ def run(
         typer.Option("--set", metavar="KEY.PATH=VALUE", help="Replace a setting; may be given several times."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run directory, instead of the configuration's.")] = None,
-    runs: Annotated[Path, typer.Option(help="The folder that holds the run directories.")] = Path("runs"),
+    runs: Annotated[
+        Path | None, typer.Option(help="The folder that holds the run directories.", show_default="runs")
+    ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with a run directory that was not finished.")
     ] = None,
@@ -90,8 +93,8 @@ def run(
     if not console.is_terminal:
         console.width = max(console.width, _TABLE_WIDTH)
     if resume is not None:
-        if config is not None or overrides or name:
-            _fail("--resume takes the configuration of the run itself: leave out CONFIG, --set and --name.")
+        if config is not None or overrides or name or runs:
+            _fail("--resume takes the configuration of the run itself: leave out CONFIG, --set, --name and --runs.")
         directory = RunDirectory.open(resume)
         if dry_run:
             typer.echo(dump_config(directory.config), nl=False)
@@ -99,11 +102,12 @@ def run(
     else:
         if config is None:
             _fail("Give a configuration, for instance `tfcausal run configs/quickstart.yaml`, or --resume RUN.")
-        resolved = load_config(config, [*(overrides or []), *([f"name={name}"] if name else [])])
+        # As a YAML text: a name such as 2024 is not a number.
+        resolved = load_config(config, [*(overrides or []), *([f"name={json.dumps(name)}"] if name else [])])
         if dry_run:
             typer.echo(dump_config(resolved), nl=False)
             return
-        directory = RunDirectory.create(runs, resolved)
+        directory = RunDirectory.create(runs or Path("runs"), resolved)
     if directory.status.state != "complete":
         _run(directory)
     elif resume is not None:
@@ -118,8 +122,12 @@ def _run(directory: RunDirectory) -> None:
         from tfcausal.progress import ConsoleProgress
 
         make_deterministic()
-    with ConsoleProgress(console) as progress:
-        run_experiment(directory, progress)
+    try:
+        with ConsoleProgress(console) as progress:
+            run_experiment(directory, progress)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. Go on with `tfcausal run --resume {directory.path}`.", soft_wrap=True)
+        raise typer.Exit(130) from None
 
 
 @contextmanager
@@ -160,6 +168,3 @@ def main() -> None:
     except TfCausalError as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. Go on with `tfcausal run --resume RUN`.")
-        sys.exit(130)

@@ -29,6 +29,7 @@ from tfcausal.errors import ConfigError
 
 CONFIG_VERSION = 1
 DIGIT_IMAGES = 1797  # of scikit-learn's handwritten digits
+LARGEST_DIGIT_IMAGE = 120  # the largest patch that every texture has for every split
 DEFAULT_THRESHOLD = 0.25
 DEFAULT_DIVERGENCE_LIMIT = 20.0
 
@@ -42,6 +43,7 @@ def _integer(value: object) -> object:
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 NonNegativeNumber = Annotated[float, Field(ge=0)]
+SplitSize = Annotated[int, Field(ge=10)]  # one digit of each class
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 Pair = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
 PositiveInts = Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1)]
@@ -69,9 +71,9 @@ class TexturedDigitsConfig(Section):
     """Handwritten digits on photographs of textures: needs no download, and the true mask of every digit is known."""
 
     source: Literal["textured_digits"] = Field(description="The data source.")
-    image_size: PositiveInt = Field(default=48, description="Height and width of the images, in pixels.")
+    image_size: int = Field(default=48, ge=8, le=LARGEST_DIGIT_IMAGE, description="Height and width in pixels.")
     channels: Channels = Field(default=3, description="1 for grey images, 3 for colour.")
-    digit_width: Annotated[Pair, Expects("[narrowest, widest], two integers of at least 1")] = Field(
+    digit_width: Annotated[Pair, Expects("[narrowest, widest], two integers of at least 8")] = Field(
         default=(28, 44), description="Narrowest and widest digit, in pixels; drawn uniformly per image."
     )
     context_strength: float = Field(
@@ -80,9 +82,9 @@ class TexturedDigitsConfig(Section):
     contrast: float = Field(
         default=0.5, gt=0, le=0.5, description="Distance of a digit's tone from mid-grey; below 0.3 some vanish."
     )
-    train_size: PositiveInt = Field(default=1100, description="Number of training images.")
-    validation_size: PositiveInt = Field(default=200, description="Number of validation images.")
-    test_size: PositiveInt = Field(default=497, description="Number of test images in each of the two test splits.")
+    train_size: SplitSize = Field(default=1100, description="Number of training images.")
+    validation_size: SplitSize = Field(default=200, description="Number of validation images.")
+    test_size: SplitSize = Field(default=497, description="Number of test images in each of the two test splits.")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -93,8 +95,8 @@ class TexturedDigitsConfig(Section):
     def _check(self) -> TexturedDigitsConfig:
         problems = []
         narrowest, widest = self.digit_width
-        if not narrowest <= widest <= self.image_size:
-            expected = f"[narrowest, widest] in ascending order and at most image_size ({self.image_size})"
+        if not 8 <= narrowest <= widest <= self.image_size:
+            expected = f"[narrowest, widest] in ascending order, from 8 to image_size ({self.image_size})"
             problems.append(("digit_width", problem(expected, describe([narrowest, widest]))))
         sizes = (self.train_size, self.validation_size, self.test_size)
         if sum(sizes) > DIGIT_IMAGES:
@@ -196,7 +198,6 @@ class PPIConfig(Section):
     """Training with contrastive pseudo-interventions: an image without what explains its label must lose the label."""
 
     method: Literal["ppi"] = Field(description="The training method.")
-    saliency: Saliency = Field(default="wbp", description="The saliency map that says what is removed.")
     contrast: Literal["one_vs_rest", "negated"] = Field(
         default="one_vs_rest",
         description="Loss of the masked image: `one_vs_rest` is -log(1 - p), bounded below; `negated` is the published "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -60,7 +62,8 @@ def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, An
         except Exception as error:
             # What tfcausal did not raise on purpose keeps its traceback; the run says what it was all the same.
             own = isinstance(error, TfCausalError)
-            run.set_status("failed", error=str(error) if own else f"{type(error).__name__}: {error}")
+            if run.path.exists():
+                run.set_status("failed", error=str(error) if own else f"{type(error).__name__}: {error}")
             raise
         run.set_status("complete")
     return metrics
@@ -68,9 +71,16 @@ def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, An
 
 def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
     config = run.config
-    run.write_environment(environment(config.seed))
-    data = load_data(config, progress)
-    check_data(config, data)
+    try:
+        data = load_data(config, progress)
+        check_data(config, data)
+    except TfCausalError:
+        # Nothing has been done yet: the corrected command can have the same name.
+        if not any(run.model_path(name).exists() or run.checkpoints(name) for name in config.models):
+            run.discard()
+        raise
+    run.check_data(fingerprint(data))
+    run.add_environment(environment(config.seed))
     for name in config.models:
         _train(run, name, data, progress)
     metrics = _evaluate(run, data, progress)
@@ -136,6 +146,23 @@ def check_data(config: RunConfig, data: DataSet) -> None:
         )
 
 
+def fingerprint(data: DataSet) -> dict[str, Any]:
+    """What tells one data set and its splits from another: a resumed run must have the same images in each.
+
+    Args:
+        data: The data set.
+
+    Returns:
+        A mapping that JSON can hold.
+    """
+    train = data.splits["train"]
+    result: dict[str, Any] = {"classes": list(train.class_names), "image_shape": list(train.image_shape)}
+    for name, split in data.splits.items():
+        content = json.dumps([list(split.names), split.labels.tolist(), split.has_mask.tolist()])
+        result[name] = hashlib.sha256(content.encode()).hexdigest()
+    return result
+
+
 def build_model(config: RunConfig, model: ModelConfig, data: DataSet, steps_per_epoch: int) -> keras.Model:
     """Build and compile one model of a run; equal configurations and seeds give equal initial weights.
 
@@ -153,7 +180,7 @@ def build_model(config: RunConfig, model: ModelConfig, data: DataSet, steps_per_
     settings = config.backbone.model_dump(exclude={"name"})
     backbone = all_convolutional(train.image_shape, len(train.class_names), **settings)
     if model.method == "ppi":
-        options = model.model_dump(exclude={"method", "saliency"}, exclude_none=True)
+        options = model.model_dump(exclude={"method"}, exclude_none=True)
         network: keras.Model = PPIModel(backbone, **options)
     elif model.method == "cfcn":
         network = CFCNModel(backbone, alpha=model.alpha)
@@ -173,13 +200,12 @@ def build_model(config: RunConfig, model: ModelConfig, data: DataSet, steps_per_
 def _train(run: RunDirectory, name: str, data: DataSet, progress: ConsoleProgress) -> None:
     config, path = run.config, run.model_path(name)
     if path.exists():
+        run.drop_checkpoints(name)
         return
     keras.utils.clear_session()
     model_config, training = config.models[name], config.training
     masked = model_config.method == "cfcn"
-    train = data.splits["train"]
-    if model_config.method == "cfcn":
-        train = with_mask_share(train, model_config.mask_share, config.seed)
+    train = _training_split(config, model_config, data)
     checkpoints = run.checkpoints(name)
     first = checkpoints[-1][0] if checkpoints else 0
     batches, steps = training_batches(train, training.batch_size, training.epochs, config.seed, first, masked)
@@ -217,6 +243,11 @@ def _train(run: RunDirectory, name: str, data: DataSet, progress: ConsoleProgres
     with atomic_path(path) as partial:
         getattr(network, "explained_network", network).save(partial)
     run.drop_checkpoints(name)
+
+
+def _training_split(config: RunConfig, model: ModelConfig, data: DataSet) -> ImageSet:
+    """The training images with the masks that a method is given: a share of them for CFCN, none for the others."""
+    return with_mask_share(data.splits["train"], model.mask_share if model.method == "cfcn" else 0.0, config.seed)
 
 
 @contextmanager
@@ -321,6 +352,7 @@ def _metrics(config: RunConfig, data: DataSet, results: dict[str, dict[str, Spli
         groups = group_accuracy(*_groups(data, splits), config.evaluation.minimum_group_size)
         models[name] = {
             "method": config.models[name].method,
+            "training_masks": int(_training_split(config, config.models[name], data).has_mask.sum()),
             "splits": {split: _split_metrics(result, config.seed) for split, result in splits.items()},
             "groups": {group: accuracy.as_dict() for group, accuracy in groups.groups.items()},
             "worst_group": {"name": groups.worst_name, **groups.worst.as_dict()},

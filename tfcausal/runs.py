@@ -19,6 +19,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -202,9 +203,38 @@ class RunDirectory:
         """What :func:`environment` said when the run was made."""
         return self._read_object("environment.json")
 
-    def write_environment(self, values: Mapping[str, Any]) -> None:
-        """Write what :func:`environment` says."""
-        write_atomic(self.path / "environment.json", to_json(values))
+    def add_environment(self, values: Mapping[str, Any]) -> None:
+        """Write what :func:`environment` says; an environment in which the run goes on is listed under `resumed`."""
+        path = self.path / "environment.json"
+        if path.exists():
+            first = self.environment
+            values = {**first, "resumed": [*first.get("resumed", []), dict(values)]}
+        write_atomic(path, to_json(values))
+
+    def check_data(self, fingerprint: Mapping[str, Any]) -> None:
+        """Keep what identifies the data of the run, or compare it with what was kept.
+
+        Args:
+            fingerprint: What identifies the data, by part: a mapping that JSON can hold.
+
+        Raises:
+            RunError: The data is not what it was when the run began.
+        """
+        path = self.path / "data.json"
+        if not path.exists():
+            write_atomic(path, to_json(fingerprint))
+            return
+        kept = self._read_object("data.json")
+        changed = [part for part in fingerprint if fingerprint[part] != kept.get(part)]
+        if changed:
+            raise RunError(
+                f"{self.path} cannot go on: the data has changed since the run began ({', '.join(changed)}), so that "
+                "images of the training could now be in the test. Restore the data, or run again under another name."
+            )
+
+    def discard(self) -> None:
+        """Remove the directory of a run that has not done anything yet."""
+        shutil.rmtree(self.path)
 
     def history(self, model: str) -> pandas.DataFrame:
         """Read what was logged while a model was trained.

@@ -124,7 +124,7 @@ def centred(data_set: DataSet) -> DataSet:
 
     Example:
         >>> import numpy as np
-        >>> read = lambda indices: (np.ones((len(indices), 1, 1, 1), "float32"), np.ones((len(indices), 1, 1, 1), "float32"))
+        >>> read = lambda indices: (np.ones((len(indices), 1, 1, 1), "float32"),) * 2
         >>> split = ImageSet(("a",), np.array([0]), ("x",), (1, 1, 1), np.array([False]), read)
         >>> data_set = centred(DataSet({"train": split}))
         >>> data_set.value_range, data_set.splits["train"].read(np.array([0]))[0].item()

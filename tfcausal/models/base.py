@@ -176,6 +176,7 @@ class CausalClassifier(keras.Model):
             raise InvalidArgument(message("y", "labels, or a dict with `label`, `mask` and `has_mask`", received))
         classes = class_indices(label, self.graph.num_classes)
         checks = [
+            _require_one_class(label),
             *_require_shape(images, "x", self.graph.input_shape),
             _require_finite(images, "x", InvalidArgument),
             _require_labels(classes, self.graph.num_classes),
@@ -333,6 +334,20 @@ def _require_finite(value: tf.Tensor, name: str, kind: type[TfCausalError]) -> t
     else:
         text = message(name, "finite values", "{} values that are NaN or infinite", "Clean the data.")
     return require(tf.equal(bad, 0), kind, text, bad)
+
+
+def _require_one_class(label: tf.Tensor) -> tf.Operation | None:
+    """Rows of several classes, or of none, and class indices with a fraction must not be read as one class."""
+    label = tf.convert_to_tensor(label)
+    if label.shape.rank == 2 and label.shape[-1] != 1:
+        sums = tf.reduce_sum(tf.cast(label, tf.float32), axis=-1)
+        text = message("y", "rows that sum to 1, for one class per image", "{} other rows", "Give class indices.")
+        wrong = tf.abs(sums - 1.0) > 1e-3
+    else:
+        wrong = tf.not_equal(label, tf.round(label)) if label.dtype.is_floating else tf.zeros_like(label, tf.bool)
+        text = message("y", "class indices", "{} values with a fraction")
+    count = tf.math.count_nonzero(wrong)
+    return require(tf.equal(count, 0), InvalidArgument, text, count)
 
 
 def _require_labels(classes: tf.Tensor, num_classes: int) -> tf.Operation | None:

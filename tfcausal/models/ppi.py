@@ -49,7 +49,8 @@ class PPIModel(CausalClassifier):
         sharpness: Steepness of the mask, greater than 0.
         second_order: Whether the terms are differentiated through the map. If not, the map is a constant; that is
             cheaper, and there is no regularisation (its weight must be 0).
-        warm_up_epochs: Epochs with the classification loss alone, before the maps mean anything.
+        warm_up_epochs: Epochs with the classification loss alone, before the maps mean anything; by the number of the
+            epoch in `fit`, so that a further call goes on with `initial_epoch`. `train_on_batch` knows no epochs.
         divergence_limit: With `contrast="negated"`: training stops with an error when the cross-entropy of the masked
             images exceeds this, in nats.
         **kwargs: Arguments of keras.Model.

@@ -63,7 +63,7 @@ def image_folder(
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     _check(height, width, channels, exclude_classes, validation_share, test_share, on_error, cache_megabytes, seed)
-    root = Path(path)
+    root = Path(path).expanduser()
     skipped: list[SkippedFile] = []
 
     def report(file: Path, reason: str) -> None:
