@@ -305,3 +305,11 @@ def test_two_images_of_one_name(tmp_path, on_error):
 def test_bad_arguments(tmp_path, options, match):
     with pytest.raises(InvalidArgument, match=match):
         image_folder(tmp_path, **({"image_size": 8} | options))
+
+
+@pytest.mark.parametrize("name", ["test", "mask", "Masks", "validation"])
+def test_a_folder_that_would_be_ignored_beside_images_is_an_error(tmp_path, name):
+    make_folder(tmp_path, {"a": 6, "b": 6})
+    write_image(tmp_path / name / "a" / "00.png")
+    with pytest.raises(DataError, match=rf"only `images` and `masks` beside each other; received \['{name}'\]"):
+        image_folder(tmp_path, SIZE)

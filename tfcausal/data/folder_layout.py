@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from tfcausal.errors import DataError, message
@@ -58,6 +59,10 @@ def find_files(root: Path, exclude_classes: Sequence[str], report: Report) -> di
         remedy = "Remove one of them: the splits come from the folders, or from the seed."
         raise DataError(message(str(root), "either images or train and test", "images and train", remedy))
     if "images" in folders:
+        meant = [name for name in folders if name != "masks" and get_close_matches(name.lower(), ["masks", "test"])]
+        if misplaced := sorted({*meant, *(folders.keys() & set(SPLITS))}):
+            remedy = "Rename it to `masks`, put `images` into train and test folders, or move it away."
+            raise DataError(message(str(root), "only `images` and `masks` beside each other", misplaced, remedy))
         roots = {"all": root}
     elif "train" in folders and "test" in folders:
         roots = {split: folders[split] for split in SPLITS if split in folders}
