@@ -286,7 +286,6 @@ def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> di
                 for split_name, split in splits.items():
                     group = maps[f"splits/{split_name}"]
                     results[name][split_name] = result = evaluate_classifier(
-                        model,
                         split,
                         explainer,
                         deletion,

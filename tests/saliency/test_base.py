@@ -279,3 +279,14 @@ def test_bad_input_is_refused_before_anything_is_computed():
     with pytest.raises(InvalidArgument):
         explainer(images_of(2), reducer="min")
     assert explainer.traces == 0
+
+
+def test_outputs_are_what_the_model_predicts() -> None:
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4, 4, 2))
+    x = keras.layers.Flatten()(keras.layers.Dropout(0.5)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
+    images = np.random.default_rng(0).normal(size=(5, 4, 4, 2)).astype("float32")
+    assert WBP(model, batch_size=2).outputs(images) == pytest.approx(model.predict(images, verbose=0), abs=1e-6)
+    with pytest.raises(InvalidArgument, match="`images`"):
+        WBP(model).outputs(images[0])

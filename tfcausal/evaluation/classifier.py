@@ -6,9 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
 from tfcausal.data.image_set import ImageSet
 from tfcausal.evaluation.faithfulness import Deletion
@@ -44,7 +42,6 @@ class SplitResult:
 
 
 def evaluate_classifier(
-    model: keras.Model,
     image_set: ImageSet,
     explainer: Explainer,
     deletion: Deletion,
@@ -57,10 +54,9 @@ def evaluate_classifier(
     """Evaluate a classifier on a split, batch by batch; the maps explain the predicted class.
 
     Args:
-        model: The classifier; its output is one value per class, the largest of which is the prediction.
         image_set: The split.
-        explainer: The saliency method, bound to `model`.
-        deletion: The deletion score, bound to `model`.
+        explainer: The saliency method, bound to the classifier; the largest of the classifier's outputs is its answer.
+        deletion: The deletion score, bound to the same classifier.
         deletion_indices: Which images the deletion score is computed for, integers (M,).
         batch_size: Images that are read at once.
         seed: Seed of the random maps that deletion is compared with.
@@ -71,8 +67,6 @@ def evaluate_classifier(
         The measurements, image by image.
     """
     energy = MaskEnergy()
-    signature = [tf.TensorSpec(model.input_shape, tf.float32)]
-    predict = tf.function(lambda images: model(images, training=False), input_signature=signature)
     count, chosen = len(image_set), set(np.asarray(deletion_indices).tolist())
     probabilities = np.empty((count, len(image_set.class_names)), np.float32)
     mask_energy, mask_area = np.full(count, np.nan), np.full(count, np.nan)
@@ -82,7 +76,7 @@ def evaluate_classifier(
         positions = np.arange(start, min(start + batch_size, count))
         part = slice(int(positions[0]), int(positions[-1]) + 1)
         images, masks = image_set.read(positions)
-        probabilities[part] = predict(images).numpy()
+        probabilities[part] = explainer.outputs(images)
         maps = explainer(images, reducer="sum")
         masked = image_set.has_mask[part]
         mask_energy[part][masked] = energy(maps, masks)[masked]

@@ -53,6 +53,7 @@ class Explainer(ABC):
         fitting = _BATCH_BYTES // (2 * max(1, self.graph.activation_bytes()))
         self.batch_size = batch_size or int(min(_LARGEST_BATCH, max(1, fitting)))
         self._maps: Callable[..., Any] | None = None
+        self._outputs: Callable[..., Any] | None = None
 
     @abstractmethod
     def maps(self, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
@@ -81,6 +82,26 @@ class Explainer(ABC):
         return maps if reducer is None else _REDUCERS[reducer](maps)
 
     explain = __call__
+
+    def outputs(self, images: np.ndarray) -> np.ndarray:
+        """What the model itself answers, in the batches in which it is explained.
+
+        Args:
+            images: Batch in the model's input space, (N, height, width, channels), finite.
+
+        Returns:
+            The model's output, (N, classes).
+
+        Raises:
+            InvalidArgument: Images of another shape, not numeric or not finite.
+        """
+        if self._outputs is None:
+            self._outputs = self.compiled(self._batch_outputs)
+        (outputs,) = self.in_batches(self._outputs, images, None)
+        return outputs
+
+    def _batch_outputs(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor]:
+        return (self.graph.head(self.graph.run(images)[self.graph.logits]),)
 
     def _float_maps(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor]:
         return (tf.cast(self.maps(images, classes), tf.float32),)
