@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +15,11 @@ import zarr
 
 from tfcausal import __version__
 from tfcausal.callbacks import EpochCheckpoint, StopOnDivergence, TrainingProgress, restore_checkpoint
-from tfcausal.config import ImageFolderConfig, ModelConfig, RunConfig
-from tfcausal.data.image_set import DataSet, ImageSet, centred
+from tfcausal.config import ModelConfig, RunConfig
+from tfcausal.data.image_set import DataSet, ImageSet
+from tfcausal.data.loading import check_data, check_unchanged, load_data
 from tfcausal.data.masks import with_mask_share
 from tfcausal.data.pipeline import evaluation_batches, summarise, training_batches
-from tfcausal.data.sources.image_folder import image_folder
-from tfcausal.data.sources.textured_digits import textured_digits
 from tfcausal.errors import DataError, TfCausalError
 from tfcausal.evaluation.classifier import SplitResult, evaluate_classifier
 from tfcausal.evaluation.faithfulness import Deletion
@@ -79,7 +76,7 @@ def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
         if not any(run.model_path(name).exists() or run.checkpoints(name) for name in config.models):
             run.discard()
         raise
-    run.check_data(fingerprint(data))
+    check_unchanged(data, run.path / "data.json")
     run.add_environment(environment(config.seed))
     for name in config.models:
         _train(run, name, data, progress)
@@ -87,80 +84,6 @@ def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
     run.write_metrics(metrics)
     write_report(run)
     return metrics
-
-
-def load_data(config: RunConfig, progress: ConsoleProgress) -> DataSet:
-    """Load the data set of a configuration.
-
-    Args:
-        config: The configuration.
-        progress: Where to show how far the reading is.
-
-    Returns:
-        The splits, with pixels in [-0.5, 0.5]: 0, which masked and deleted pixels become, is mid-grey.
-
-    Raises:
-        DataError: The data cannot be used.
-    """
-    settings = config.data.model_dump(exclude={"source"})
-    if not isinstance(config.data, ImageFolderConfig):
-        return centred(textured_digits(**settings, seed=config.seed))
-    shown: dict[str, Any] = {}
-
-    def on_progress(done: int, total: int) -> None:
-        if not shown:
-            shown["task"] = progress.task("reading images", total)
-            shown["advance"] = shown["task"].__enter__()
-            shown["done"] = 0
-        shown["advance"](done - shown["done"])
-        shown["done"] = done
-
-    try:
-        return centred(image_folder(**settings, seed=config.seed, on_progress=on_progress))
-    finally:
-        if shown:
-            shown["task"].__exit__(None, None, None)
-
-
-def check_data(config: RunConfig, data: DataSet) -> None:
-    """Check, before anything is trained, that the data is enough for the models.
-
-    Args:
-        config: The configuration.
-        data: The data set.
-
-    Raises:
-        DataError: A model needs masks that the training images do not have, or a batch needs more images.
-    """
-    train = data.splits["train"]
-    for name, model in config.models.items():
-        if model.method == "cfcn" and not train.has_mask.any():
-            raise DataError(
-                f"Model `models.{name}` (method: cfcn) needs masks of training images; expected masks/<class>/<same "
-                "name>.png beside images/<class>/, found none. Add masks, or leave this model out."
-            )
-    if len(train) < config.training.batch_size:
-        raise DataError(
-            f"There are {len(train)} training images; training.batch_size={config.training.batch_size} needs at least "
-            f"as many. Set training.batch_size to {len(train)} or less."
-        )
-
-
-def fingerprint(data: DataSet) -> dict[str, Any]:
-    """What tells one data set and its splits from another: a resumed run must have the same images in each.
-
-    Args:
-        data: The data set.
-
-    Returns:
-        A mapping that JSON can hold.
-    """
-    train = data.splits["train"]
-    result: dict[str, Any] = {"classes": list(train.class_names), "image_shape": list(train.image_shape)}
-    for name, split in data.splits.items():
-        content = json.dumps([list(split.names), split.labels.tolist(), split.has_mask.tolist()])
-        result[name] = hashlib.sha256(content.encode()).hexdigest()
-    return result
 
 
 def build_model(config: RunConfig, model: ModelConfig, data: DataSet, steps_per_epoch: int) -> keras.Model:

@@ -211,27 +211,6 @@ class RunDirectory:
             values = {**first, "resumed": [*first.get("resumed", []), dict(values)]}
         write_atomic(path, to_json(values))
 
-    def check_data(self, fingerprint: Mapping[str, Any]) -> None:
-        """Keep what identifies the data of the run, or compare it with what was kept.
-
-        Args:
-            fingerprint: What identifies the data, by part: a mapping that JSON can hold.
-
-        Raises:
-            RunError: The data is not what it was when the run began.
-        """
-        path = self.path / "data.json"
-        if not path.exists():
-            write_atomic(path, to_json(fingerprint))
-            return
-        kept = self._read_object("data.json")
-        changed = [part for part in fingerprint if fingerprint[part] != kept.get(part)]
-        if changed:
-            raise RunError(
-                f"{self.path} cannot go on: the data has changed since the run began ({', '.join(changed)}), so that "
-                "images of the training could now be in the test. Restore the data, or run again under another name."
-            )
-
     def discard(self) -> None:
         """Remove the directory of a run that has not done anything yet."""
         shutil.rmtree(self.path)
