@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import keras
@@ -300,7 +301,11 @@ def test_a_resumed_run_notices_other_data(tmp_path, quiet):
 
 
 def test_an_interrupted_run_says_how_to_go_on(command, small_config, tmp_path):
-    process = _start(command, "run", small_config, "--runs", tmp_path)
+    # A process that was started in the background of a shell ignores SIGINT, and hands that on to its children.
+    listening = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = _start([sys.executable, "-c", listening, *command], "run", small_config, "--runs", tmp_path)
     deadline = time.monotonic() + 200
     while not list((tmp_path / "small").glob("models/plain/checkpoint-*")):
         assert time.monotonic() < deadline
