@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test benchmarks clean
+.PHONY: setup demo test test-all benchmarks clean
 
 setup: $(INSTALLED)
 
@@ -29,10 +29,16 @@ test: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
+# The slow tests, too: every network of keras.applications.
+test-all: test
+	$(BIN)/python -m pytest -m slow
+
 benchmarks: setup
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/wbp.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/bf16.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/demo.py
 
 clean:

@@ -148,7 +148,7 @@ def test_paths():
         "head",
         "head/activation",
     ]
-    assert sorted(paths_of(shared_nested()))[:4] == ["add", "block/conv", "block/conv:2", "block/conv:3"]
+    assert sorted(paths_of(shared_nested()))[:4] == ["add", "block/conv", "block:2/conv", "block:3/conv"]
 
 
 def test_operations_that_the_output_does_not_need_are_left_out():
@@ -361,8 +361,7 @@ def test_an_activation_that_a_layer_uses_in_its_own_way_is_not_split_off():
     inputs = keras.Input(SHAPE)
     model = keras.Model(inputs, classify(Gated(name="gated")(inputs)))
     graph = OperationGraph(model)
-    assert graph.operations[0].path == "gated"
-    assert graph.operations[1].path == "pool"
+    assert {"gated/sigmoid", "gated/subtract"} < {operation.path for operation in graph.operations}
     np.testing.assert_allclose(graph.head(graph.run(images_of())[graph.logits]), model(images_of()), atol=1e-6)
     assert "lstm/activation" not in paths_of(recurrent())
 
@@ -378,3 +377,149 @@ def test_building_a_graph_leaves_the_model_alone():
     for weight, value in zip(model.weights, weights, strict=True):
         np.testing.assert_array_equal(weight, value)
     assert model.get_layer("top").get_layer("head").activation is keras.activations.softmax
+
+
+def with_operations() -> keras.Model:
+    """Operations of keras.ops, constants in calls, a layer that gives two tensors, a broadcast constant."""
+    inputs = keras.Input(SHAPE)
+    x = L.Conv2D(4, 3, name="conv")(inputs) * 2.0 + np.arange(4, dtype="float32")
+    first, second = keras.ops.split(keras.ops.relu(1.0 - x), 2, axis=-1)
+    x = keras.ops.concatenate([second, L.Add(name="plus")([first, tf.ones((1, 1, 1, 2))]), first / 3], axis=-1)
+    return keras.Model(inputs, L.Dense(3, name="head")(keras.ops.mean(x, axis=(1, 2))[:, 1:]))
+
+
+class Residual(L.Layer):
+    """A layer made of layers, with a weight of its own, whose branch behaves differently in training."""
+
+    def __init__(self, filters, **kwargs):
+        super().__init__(**kwargs)
+        self.conv = L.Conv2D(filters, 3, padding="same", activation="relu", name="conv")
+        self.drop = L.Dropout(0.5, name="drop")
+
+    def build(self, input_shape):
+        self.conv.build(input_shape)
+        self.gain = self.add_weight(shape=(), initializer="ones", name="gain")
+
+    def call(self, inputs, training=None):
+        return inputs + self.drop(self.conv(inputs), training=training) * self.gain
+
+
+class Network(keras.Model):
+    def __init__(self):
+        super().__init__(name="network")
+        self.first, self.second = Residual(2, name="first"), Residual(2, name="second")
+        self.pool, self.head = L.GlobalAveragePooling2D(name="pool"), L.Dense(3, activation="softmax", name="head")
+
+    def call(self, inputs, training=None):
+        x = self.second(self.first(inputs, training=training), training=training)
+        return self.head(self.pool(keras.ops.maximum(x, 0.1)))
+
+
+def subclassed() -> keras.Model:
+    model = Network()
+    model(images_of())
+    model.first.gain.assign(1.5)
+    return model
+
+
+@pytest.mark.parametrize("build", [with_operations, subclassed])
+def test_operations_and_subclassed_models(build):
+    model = build()
+    graph = OperationGraph(model)
+    np.testing.assert_allclose(graph.head(graph.run(images_of())[graph.logits]), model(images_of()), atol=1e-6)
+
+
+def test_a_subclassed_model_follows_its_weights_and_is_left_alone():
+    model = subclassed()
+    layers = [model.first.conv, model.second.drop, model.head]
+    graph = OperationGraph(model)
+    assert all(layer._inbound_nodes == [] for layer in layers)
+    for weight in model.weights:
+        if "seed" not in weight.path:
+            weight.assign(weight + 0.1)
+    np.testing.assert_allclose(graph.head(graph.run(images_of())[graph.logits]), model(images_of()), atol=1e-6)
+    dropped = graph.run(images_of(), training=True)[graph.logits]
+    assert np.abs(dropped - graph.run(images_of())[graph.logits]).max() > 1e-3
+    assert "second/conv/activation" in paths_of(model)
+    assert "maximum" in paths_of(model)
+
+
+def test_layers_of_a_users_own_are_kept_whole_where_asked():
+    model = subclassed()
+    graph = OperationGraph(model, keep=lambda layer: True)
+    assert [operation.path for operation in graph.operations][:2] == ["first", "second"]
+    np.testing.assert_allclose(graph.head(graph.run(images_of())[graph.logits]), model(images_of()), atol=1e-6)
+
+
+class Centred(L.Layer):
+    """Computes with TensorFlow, which cannot be followed."""
+
+    def call(self, inputs):
+        return inputs - tf.reduce_mean(inputs, axis=-1, keepdims=True)
+
+
+def test_a_layer_that_cannot_be_followed_stays_whole():
+    inputs = keras.Input(SHAPE)
+    model = keras.Model(inputs, classify(Centred(name="centred")(inputs)))
+    assert paths_of(model)[0] == "centred"
+
+
+def test_a_run_can_stop_and_go_on():
+    graph = OperationGraph(nested())
+    everything = graph.run(images_of())
+    middle = graph.find("backbone/norm").output
+    until = graph.run(images_of(), until=middle)
+    assert max(until) == middle
+    np.testing.assert_array_equal(until[middle], everything[middle])
+    changed = {**until, middle: 2.0 * until[middle]}
+    rest = graph.run(images_of(), given=changed)
+    pooled = tf.reduce_mean(2.0 * everything[middle], axis=(1, 2))
+    np.testing.assert_allclose(rest[graph.find("top/pool").output], pooled, rtol=1e-6)
+    np.testing.assert_array_equal(rest[graph.find("backbone/block/conv").output], until[min(set(until) - {0})])
+
+
+def test_layers_are_found_by_name_path_and_identity():
+    model = nested()
+    graph = OperationGraph(model)
+    conv = model.get_layer("backbone").get_layer("block").get_layer("conv")
+    position = graph.find("backbone/block/conv").output
+    assert (
+        graph.layer_output("conv") == graph.layer_output("backbone/block/conv") == graph.layer_output(conv) == position
+    )
+    assert graph.layer_output("head") == graph.find("top/head/activation").output
+    assert graph.layer_output("backbone") == graph.find("backbone/norm").output
+    with pytest.raises(InvalidArgument, match=r"`layer`: expected one of backbone/block/conv, .* received 'nowhere'"):
+        graph.layer_output("nowhere")
+    with pytest.raises(InvalidArgument, match=r"`layer`: .* received 'dense'"):
+        graph.layer_output(L.Dense(3, name="dense"))
+    twice = OperationGraph(shared_nested())
+    with pytest.raises(
+        InvalidArgument, match="It stands for block/conv and block:2/conv and block:3/conv: give the path"
+    ):
+        twice.layer_output("conv")
+    assert twice.layer_output("block:2/conv") == twice.find("block:2/conv").output
+
+
+def test_several_inputs_and_outputs():
+    image, age = keras.Input(SHAPE, name="image"), keras.Input((1,), name="age")
+    hidden = L.Concatenate()([L.Flatten()(image), age])
+    model = keras.Model({"image": image, "age": age}, {"kind": L.Dense(3)(hidden), "stage": L.Dense(2)(hidden)})
+    graph = OperationGraph(model, output="stage")
+    assert graph.input_names == ("age", "image")
+    assert graph.num_classes == 2
+    ages = np.ones((len(images_of()), 1), "float32")
+    expected = model({"image": images_of(), "age": ages})["stage"]
+    np.testing.assert_allclose(graph.run([ages, images_of()])[graph.logits], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", [L.Softmax(), L.Activation("sigmoid"), keras.ops.softmax, keras.ops.sigmoid])
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.filterwarnings("ignore:You are using a softmax over axis -1:UserWarning")
+@pytest.mark.filterwarnings("ignore:Exception encountered when calling Softmax:UserWarning")
+def test_heads_of_every_kind_are_split_off(head, classes):
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, head(L.Dense(classes, name="logits")(inputs)))
+    graph = OperationGraph(model)
+    assert graph.producer(graph.logits).path == "logits"
+    values = np.random.default_rng(0).normal(size=(2, 4)).astype("float32")
+    np.testing.assert_allclose(graph.head(graph.run(values)[graph.logits]), model(values), atol=1e-6)

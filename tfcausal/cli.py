@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -45,6 +45,27 @@ _RUN_EPILOG = """
 `tfcausal run configs/quickstart.yaml --dry-run`
 """
 
+_EXPLAIN_EPILOG = """
+**Examples**
+
+`tfcausal explain runs/quickstart photo.png --model ppi`
+
+`tfcausal explain model.keras images/ --method lrp.epsilon_plus --pixels -1 1`
+
+`tfcausal explain model.keras photo.jpg --method grad_cam --layer backbone/conv5 --target zebra`
+
+`tfcausal explain model.keras photo.jpg --method occlusion --option patch=16 --option stride=8`
+
+`tfcausal explain --list-methods`
+"""
+
+_DOCTOR_EPILOG = """
+**Examples**
+
+`tfcausal doctor`
+
+`tfcausal doctor --json > machine.json`
+"""
 
 _TABLE_WIDTH = 120
 
@@ -89,9 +110,7 @@ def run(
     from tfcausal.config import dump_config, load_config
     from tfcausal.runs import RunDirectory
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _TABLE_WIDTH)
+    console = _wide_console()
     if resume is not None:
         if config is not None or overrides or name or runs:
             _fail("--resume takes the configuration of the run itself: leave out CONFIG, --set, --name and --runs.")
@@ -113,6 +132,126 @@ def run(
     elif resume is not None:
         console.print(f"{directory.path} is complete.")
     _show(directory, console)
+
+
+@app.command(epilog=_EXPLAIN_EPILOG)
+def explain(
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN_OR_MODEL", help="A run directory, or a model saved by Keras (.keras, .h5)."),
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(metavar="IMAGES...", help="PNG and JPEG files, and folders of them.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The saliency method; see --list-methods.")] = "wbp",
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="An option of the method; may be given several times."),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="The layer that a class activation map shows: its name, or its path.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Which model of a run that has several.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="The class to explain, by name or number.", show_default="predicted"),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder to write to.", show_default="explanations/METHOD")
+    ] = None,
+    pixels: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="What black and white are in the model's input. Known for a run; for a model file 0 255 if it begins "
+            "with a layer that scales pixels, else 0 1.",
+        ),
+    ] = None,
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="For a model that takes images of any size.")
+    ] = None,
+    reducer: Annotated[
+        str | None,
+        typer.Option(help="Reduce the channels of the raw maps: sum, mean, max or abs_max.", show_default="keep them"),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the files of an earlier explanation.")
+    ] = False,
+    list_methods: Annotated[bool, typer.Option("--list-methods", help="Show the saliency methods and exit.")] = False,
+) -> None:
+    """Show what a trained model looks at in images.
+
+    Writes for every image an overlay (PNG: red speaks for the class, blue against it) and the raw map (.npy), and at
+    last explanations.json with the model's answers.
+    """
+    from tfcausal.data.image_files import find_images
+    from tfcausal.saliency.registry import find_explainer
+
+    if list_methods:
+        _list_methods()
+        return
+    if source is None or not images:
+        _fail("Give a run or a model and images, for instance `tfcausal explain runs/quickstart photo.png`.")
+    find_explainer(method)
+    files = find_images(images)
+    chosen = {**_parsed(options or []), **({} if layer is None else {"layer": layer})}
+    folder = output or Path("explanations", method)
+    console = Console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    with _native_messages_held_back():
+        import tensorflow as tf
+
+        from tfcausal.explain import Settings, explain_files
+        from tfcausal.progress import ConsoleProgress
+
+        tf.config.list_logical_devices()  # the start-up messages of the devices come now
+    settings = Settings(method, chosen, target, pixels, size, cast(Any, reducer), overwrite)
+    with ConsoleProgress(console) as progress:
+        records = explain_files(source, files, folder, settings, progress, model, say)
+    counted = "1 image" if len(records) == 1 else f"{len(records)} images"
+    typer.echo(f"Explained {counted} with {method}: {folder}")
+
+
+def _parsed(options: list[str]) -> dict[str, Any]:
+    """`key=value` as on the command line; the value is YAML, so that numbers are numbers and [8, 8] is a pair."""
+    import yaml
+
+    parsed: dict[str, Any] = {}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            _fail(f"--option takes KEY=VALUE, such as `--option patch=16`; received `{text}`.")
+        try:
+            content = yaml.safe_load(value)
+        except yaml.YAMLError:
+            _fail(
+                f"The value of --option {key} cannot be read: `{value}`. Put a text with special characters in quotes."
+            )
+        parsed[key] = tuple(content) if isinstance(content, list) else content
+    return parsed
+
+
+def _list_methods() -> None:
+    from rich.table import Table
+
+    from tfcausal.saliency.registry import available_explainers
+
+    table = Table("method", "what its map tells", "source")
+    for entry in available_explainers():
+        needs = f" (needs tfcausal[{entry.needs}])" if entry.needs else ""
+        table.add_row(entry.name, escape(entry.description + needs), escape(entry.source))
+    _wide_console().print(table)
+
+
+def _wide_console() -> Console:
+    """Standard output; where it is no terminal, wide enough for tables."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _TABLE_WIDTH)
+    return console
 
 
 def _run(directory: RunDirectory) -> None:
@@ -154,6 +293,25 @@ def _show(directory: RunDirectory, console: Console) -> None:
 
     console.print(headline_table(directory.metrics))
     console.print(f"Report: {directory.report_path}", soft_wrap=True, highlight=False)
+
+
+@app.command(epilog=_DOCTOR_EPILOG)
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")] = False,
+) -> None:
+    """Say what this machine has, whether tfcausal can use it, and what to set.
+
+    Ends with exit code 1 if tfcausal cannot be used like this.
+    """
+    from tfcausal.doctor import diagnose, is_usable, to_json, to_table
+
+    findings = diagnose()
+    if as_json:
+        typer.echo(to_json(findings))
+    else:
+        _wide_console().print(to_table(findings))
+    if not is_usable(findings):
+        raise typer.Exit(1)
 
 
 def _fail(text: str) -> NoReturn:

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from tfcausal.config_choices import Saliency
 from tfcausal.config_errors import Expects, describe, explain, problem, raise_conflicts
 from tfcausal.config_yaml import override_key, read_yaml_file, write_yaml
 from tfcausal.errors import ConfigError
@@ -58,7 +59,6 @@ ModelName = Annotated[
     Expects("a name of letters, digits, `_` and `-` that starts with a letter or a digit"),
 ]
 Channels = Annotated[Literal[1, 3], BeforeValidator(_integer)]
-Saliency = Literal["wbp"]
 
 
 class Section(BaseModel):

@@ -31,9 +31,7 @@ from tfcausal.models.ppi import PPIModel
 from tfcausal.progress import ConsoleProgress
 from tfcausal.report import write_report
 from tfcausal.runs import RunDirectory, atomic_path, environment
-from tfcausal.saliency.wbp import WBP
-
-EXPLAINERS = {"wbp": WBP}
+from tfcausal.saliency.registry import get_explainer
 
 
 def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
@@ -202,7 +200,7 @@ def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> di
         for name in config.models:
             keras.utils.clear_session()
             model = keras.models.load_model(run.model_path(name), compile=False)
-            explainer = EXPLAINERS[config.evaluation.saliency](model)
+            explainer = get_explainer(config.evaluation.saliency, model)
             deletion = Deletion(model, config.evaluation.deletion_steps, batch_size=config.evaluation.batch_size)
             results[name] = {}
             with progress.task(f"evaluating {name}", sum(map(len, splits.values()))) as advance:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib import colormaps, get_data_path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 _INK = "#22303c"
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
 _SMALLEST_SIDE = 192
+_GAP = 8  # pixels between and around the pictures of one explanation
 
 
 def overlay(image: np.ndarray, saliency: np.ndarray) -> np.ndarray:
@@ -65,12 +68,53 @@ def outlined(image: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
 
 def as_png(pixels: np.ndarray) -> bytes:
     """Pixels (height, width, 3) in [0, 1] as a PNG; small images are enlarged by whole factors, each pixel a square."""
+    buffer = io.BytesIO()
+    _enlarged(pixels).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def explanation(image: np.ndarray, saliency: np.ndarray, title: Sequence[str]) -> bytes:
+    """An image beside itself under its map, with lines of text above.
+
+    Args:
+        image: (height, width, channels) in [0, 1], 1 or 3 channels.
+        saliency: Signed map (height, width), as for :func:`overlay`.
+        title: Lines of text; what does not fit is cut off.
+
+    Returns:
+        A PNG.
+
+    Example:
+        >>> explanation(np.ones((8, 8, 3)), np.zeros((8, 8)), ["zebra, p = 0.93"])[1:4]
+        b'PNG'
+    """
+    pictures = [_enlarged(outlined(image, None)), _enlarged(overlay(image, saliency))]
+    (width, height), font = pictures[0].size, _font(13)
+    line = sum(font.getmetrics()) + 2
+    top = _GAP + line * len(title)
+    sheet = Image.new("RGB", (2 * width + 3 * _GAP, top + height + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, text in enumerate(title):
+        shown = text
+        while shown and draw.textlength(shown, font) > sheet.width - 2 * _GAP:
+            shown = f"{shown[:-2]}…" if len(shown) > 2 else ""
+        draw.text((_GAP, _GAP // 2 + row * line), shown, _INK, font)
+    for column, picture in enumerate(pictures):
+        sheet.paste(picture, (_GAP + column * (width + _GAP), top))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _enlarged(pixels: np.ndarray) -> Image.Image:
     image = Image.fromarray((np.clip(pixels, 0, 1) * 255).round().astype(np.uint8))
     factor = max(1, -(-_SMALLEST_SIDE // max(image.size)))
-    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 def summary(

@@ -1,8 +1,9 @@
 """A Keras model as an ordered list of operations that can be run with every activation kept.
 
 :class:`OperationGraph` is what the propagation rules walk over and what the training objectives read their logits,
-activations and class maps from. Activations fused into a layer are operations of their own here, and a softmax or
-sigmoid at the head is split off, so that a model is always explained at its logits. The model itself is not changed.
+activations and class maps from. Nested models and layers of a user's own are replaced by what they are made of,
+activations fused into a layer are operations of their own, and a softmax or sigmoid at the head is split off, so that
+a model is always explained at its logits. The model itself is not changed.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 from tfcausal import keras_api
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
+from tfcausal.functional import Shape, functional_graph, nested_graph
 
 logger = logging.getLogger(__name__)
 
@@ -32,148 +34,132 @@ class Operation:
     Attributes:
         path: Where the step stands in the model, e.g. `backbone/conv1`; a split-off activation is `conv1/activation`,
             the second call of a shared layer `conv1:2`. No two steps of a graph have the same.
-        layer: The Keras layer that carries it out.
-        inputs: Positions of the tensors that go in.
-        output: Position of the tensor that comes out.
-        shape: Static shape of the output, None where unknown.
-        arguments: Puts tensors into the places that they have in the layer's call.
+        layer: The Keras layer, or the operation of `keras.ops`, that carries it out.
+        inputs: Positions of the tensors that go in, one for every place in the call: a tensor can be there twice.
+        outputs: Positions of the tensors that come out.
+        shapes: Static shapes of the outputs, None where unknown.
+        input_shapes: Static shapes of the inputs.
+        sources: The steps that the inputs come from; None for an input of the model.
+        arguments: Puts one tensor for every input into the places that they have in the call, beside its constants.
+        constants: What else the call was given, except None and `training`.
     """
 
     path: str
     layer: Any
     inputs: tuple[int, ...]
-    output: int
-    shape: tuple[int | None, ...]
-    arguments: Callable[[Mapping[int, tf.Tensor]], tuple[tuple[Any, ...], dict[str, Any]]] = field(repr=False)
+    outputs: tuple[int, ...]
+    shapes: tuple[Shape, ...]
+    input_shapes: tuple[Shape, ...]
+    sources: tuple[Operation | None, ...] = field(repr=False)
+    arguments: keras_api.Arguments = field(repr=False)
+    constants: tuple[Any, ...] = field(default=(), repr=False)
 
-    def run(self, activations: Mapping[int, tf.Tensor], training: bool) -> tf.Tensor:
-        """Compute the output from the tensors by position."""
-        args, kwargs = self.arguments(activations)
-        return keras_api.call_operation(self.layer, args, kwargs, training)
+    @property
+    def output(self) -> int:
+        """Position of the first tensor that comes out."""
+        return self.outputs[0]
+
+    @property
+    def shape(self) -> Shape:
+        """Static shape of the first tensor that comes out."""
+        return self.shapes[0]
+
+    def run(self, activations: Mapping[int, tf.Tensor], training: bool) -> list[tf.Tensor]:
+        """Compute the outputs from the tensors by position, as the model does."""
+        args, kwargs = self.arguments([activations[position] for position in self.inputs])
+        return keras.tree.flatten(keras_api.call_operation(self.layer, args, kwargs, training))
+
+    def compute(self, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Compute the outputs at inference from one tensor for every input, in the dtype of these tensors."""
+        args, kwargs = self.arguments(inputs)
+        return keras.tree.flatten(keras_api.compute(self.layer, args, kwargs))
 
 
 class OperationGraph:
-    """The operations of a functional or built Sequential model, in an order in which they can run.
+    """The operations of a Keras model, in an order in which they can run.
 
     Args:
-        model: A Keras model with one input and one output; it may contain nested models and shared layers. A wrapper
-            that trains a network names it in its property `explained_network`.
+        model: A functional, Sequential or subclassed Keras model; it may contain nested models, shared layers,
+            operations of `keras.ops`, and layers of its own. A subclassed model has been called once, and its `call`
+            is made of Keras layers and operations. A wrapper that trains a network names it in its property
+            `explained_network`.
+        output: Which output is explained, by name or position; may be None where there is only one.
+        keep: Takes a layer of a user's own and says whether to keep it whole; others are replaced by what they are
+            made of where that can be traced.
+        in_training: Whether the model is run in training mode, too. What a user's own layer does differently then
+            cannot be followed, so that it is kept whole; a model that does is refused.
 
     Attributes:
         operations: The operations that the output depends on.
-        input: Position of the input tensor.
+        inputs: Positions of the input tensors.
+        input_shapes: Their static shapes.
+        input_names: Their names.
+        input_dtypes: Their dtypes.
         logits: Position of the tensor before the head's softmax or sigmoid (the output itself where there is none).
         output: Position of the output tensor.
         num_classes: Size of the last axis of the logits.
 
     Raises:
-        InvalidArgument: `model` is not a Keras model.
-        UnsupportedOperation: The model has no static graph, is not built, has several inputs or outputs, or calls
-            something that is not a layer.
+        InvalidArgument: `model` is not a Keras model; `output` names no output, or is None where there are several.
+        UnsupportedOperation: The model is not built, its `call` cannot be traced, or its logits are not
+            (batch, classes).
 
     Example:
         >>> import keras
         >>> inputs = keras.Input((4,))
-        >>> outputs = keras.layers.Dense(3, activation="softmax", name="head")(inputs)
+        >>> outputs = keras.layers.Dense(3, activation="softmax", name="head")(2.0 * inputs)
         >>> graph = OperationGraph(keras.Model(inputs, outputs))
-        >>> [operation.path for operation in graph.operations]
+        >>> [operation.path for operation in graph.operations][1:]
         ['head', 'head/activation']
         >>> graph.num_classes
         3
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        output: str | int | None = None,
+        keep: Callable[[Any], bool] = keras_api.is_keras_layer,
+        in_training: bool = False,
+    ) -> None:
         if not isinstance(model, keras.Model):
             raise InvalidArgument(message("model", "a keras.Model", type(model).__name__))
-        functional = _functional(model, model.name)
-        inputs, outputs = keras_api.input_ids(functional), keras_api.output_ids(functional)
-        if len(inputs) != 1 or len(outputs) != 1:
-            raise UnsupportedOperation(
-                f"Model `{model.name}` has {len(inputs)} inputs and {len(outputs)} outputs; models with one input and "
-                "one output are handled. Build a keras.Model from the input to the output that is to be explained."
-            )
-        self.operations: list[Operation] = []
-        self._tensors = 1
-        self.input = 0
-        self.input_shape: tuple[int | None, ...] = tuple(functional.inputs[0].shape)
-        (self.output,) = self._add(functional, (self.input,), prefix="")
-        self.operations = _needed(self.operations, self.output)
+        functional = functional_graph(model, in_training)
+        builder = _Builder(keep, in_training)
+        symbolic = keras_api.input_tensors(functional)
+        self.inputs = tuple(range(len(symbolic)))
+        self.input_shapes: tuple[Shape, ...] = tuple(tuple(tensor.shape) for tensor in symbolic)
+        self.input_names = tuple(tensor.name for tensor in symbolic)
+        self.input_dtypes = tuple(tensor.dtype for tensor in symbolic)
+        outputs = builder.add(functional, builder.new_tensors(self.input_shapes), prefix="")
+        chosen = _chosen_output(model, functional, output)
+        self.output = outputs[chosen]
+        self._shapes = builder.shapes
+        self._layer_outputs = builder.layer_outputs
+        self.operations: list[Operation] = _needed(builder.operations, {self.output})
+        self._producers = {position: operation for operation in self.operations for position in operation.outputs}
         self.logits = self._split_head(model.name)
         self.num_classes = self._num_classes(model.name)
 
-    def _add(self, functional: Any, inputs: Sequence[int], prefix: str) -> tuple[int, ...]:
-        """Append the operations of a functional model, nested ones included; gives the positions of its outputs."""
-        position = dict(zip(keras_api.input_ids(functional), inputs, strict=True))
-        for node in keras_api.nodes(functional):
-            path = f"{prefix}{node.operation.name}"
-            sources = tuple(position[identity] for identity in node.input_ids)
-            nested = isinstance(node.operation, keras.Model)
-            if nested and not node.constants:
-                results = self._add(_functional(node.operation, path), sources, prefix=f"{path}/")
-                position.update(zip(node.output_ids, results, strict=True))
-                continue
-            is_layer = isinstance(node.operation, keras.layers.Layer)
-            if nested or not is_layer or node.constants or len(node.output_ids) != 1:
-                raise UnsupportedOperation(
-                    f"`{path}` ({type(node.operation).__name__}) is not handled: the graph takes layers that are "
-                    "called on tensors of the model only and give one tensor. Wrap other operations in a Keras layer."
-                )
-            position[node.output_ids[0]] = self._append(node, path, sources)
-        return tuple(position[identity] for identity in keras_api.output_ids(functional))
+    @property
+    def input(self) -> int:
+        """Position of the only input tensor, or of the first."""
+        return self.inputs[0]
 
-    def _append(self, node: keras_api.Node, path: str, sources: tuple[int, ...]) -> int:
-        layer, shape = node.operation, node.output_shapes[0]
-        activation = layer.activation if keras_api.ends_with_activation(layer) else None
-        fused = activation is not None and activation is not keras.activations.linear
-        path = self._unused(path)
-        output = self._new_tensor()
-        self.operations.append(
-            Operation(
-                path=path,
-                layer=keras_api.without_activation(layer) if fused else layer,
-                inputs=sources,
-                output=output,
-                shape=shape,
-                arguments=_renamed(node, sources),
-            )
-        )
-        if fused:
-            if not isinstance(activation, keras.layers.Layer):
-                activation = keras.layers.Activation(
-                    activation, name=f"{layer.name}_activation", dtype=layer.compute_dtype
-                )
-            source, output = output, self._new_tensor()
-            self.operations.append(
-                Operation(
-                    path=self._unused(f"{path}/activation"),
-                    layer=activation,
-                    inputs=(source,),
-                    output=output,
-                    shape=shape,
-                    arguments=lambda activations: ((activations[source],), {}),
-                )
-            )
-        return output
-
-    def _unused(self, path: str) -> str:
-        taken = {operation.path for operation in self.operations}
-        calls = (path if call == 1 else f"{path}:{call}" for call in count(1))
-        return next(name for name in calls if name not in taken)
-
-    def _new_tensor(self) -> int:
-        self._tensors += 1
-        return self._tensors - 1
+    @property
+    def input_shape(self) -> Shape:
+        """Static shape of the only input, or of the first."""
+        return self.input_shapes[0]
 
     def _split_head(self, name: str) -> int:
         last = self.producer(self.output)
-        if last is not None and _is_probability(last.layer):
+        if last is not None and keras_api.is_probability(last.layer):
             logger.info("Model `%s` is explained at the logits, before `%s`.", name, last.path)
             return last.inputs[0]
         return self.output
 
     def _num_classes(self, name: str) -> int:
-        producer = self.producer(self.logits)
-        shape = self.input_shape if producer is None else producer.shape
+        shape = self._shapes[self.logits]
         if len(shape) != 2 or shape[-1] is None:
             raise UnsupportedOperation(
                 f"Model `{name}` gives logits of shape {shape}; a classifier gives (batch, classes). "
@@ -182,8 +168,12 @@ class OperationGraph:
         return int(shape[-1])
 
     def producer(self, tensor: int) -> Operation | None:
-        """The operation whose output stands at this position; None for the input."""
-        return next((operation for operation in self.operations if operation.output == tensor), None)
+        """The operation whose output stands at this position; None for an input."""
+        return self._producers.get(tensor)
+
+    def shape(self, tensor: int) -> Shape:
+        """Static shape of the tensor at this position."""
+        return self._shapes[tensor]
 
     def find(self, path: str) -> Operation:
         """The operation with this path.
@@ -197,30 +187,65 @@ class OperationGraph:
         paths = ", ".join(operation.path for operation in self.operations)
         raise InvalidArgument(message("path", f"one of {paths}", repr(path)))
 
+    def layer_output(self, layer: object) -> int:
+        """Position of what a layer or nested model gives, its fused activation included.
+
+        Args:
+            layer: The layer itself, its name, or its path through nested models, e.g. `backbone/conv1`.
+
+        Raises:
+            InvalidArgument: There is no such layer, its name is not unique, or it gives several tensors; the message
+                lists the paths.
+        """
+        alive = {*self.inputs, *self._producers}
+        known = {
+            path: (owner, outputs)
+            for path, (owner, outputs) in self._layer_outputs.items()
+            if alive.issuperset(outputs) and len(outputs) == 1
+        }
+        if isinstance(layer, str):
+            found = [path for path in known if path == layer] or [
+                path for path in known if path.rpartition("/")[2] == layer
+            ]
+        else:
+            found = [path for path, (owner, _) in known.items() if owner is layer]
+        if len(found) == 1:
+            return known[found[0]][1][0]
+        received = repr(layer) if isinstance(layer, str) else repr(getattr(layer, "name", layer))
+        remedy = f"It stands for {' and '.join(found)}: give the path." if found else ""
+        raise InvalidArgument(message("layer", f"one of {', '.join(known)}", received, remedy))
+
     def run(
         self,
-        inputs: tf.Tensor,
+        inputs: tf.Tensor | Sequence[tf.Tensor],
         training: bool = False,
         replace: Mapping[int, Callable[[tf.Tensor], tf.Tensor]] | None = None,
+        given: Mapping[int, tf.Tensor] | None = None,
+        until: int | None = None,
     ) -> Activations:
         """Run the model up to its logits, keeping every tensor.
 
         Args:
-            inputs: Batch of model inputs, (N, ...).
+            inputs: Batch of model inputs, (N, ...); a sequence of them where the model has several.
             training: Whether layers behave as in training (dropout, batch statistics).
             replace: Functions to use instead of the layer, by the position of the output of a one-input operation.
+            given: Tensors that are known already, by position; what they come from is not run again.
+            until: Position of a tensor to stop at: what it does not depend on is not run.
 
         Returns:
             Every tensor by its position; the logits stand at `self.logits`.
         """
-        activations: Activations = {self.input: inputs}
-        for operation in self.operations:
-            if operation.output == self.output and self.output != self.logits:
-                continue
+        single = tf.is_tensor(inputs) or not isinstance(inputs, (list, tuple))
+        tensors = [tf.convert_to_tensor(value) for value in ([inputs] if single else inputs)]
+        activations: Activations = dict(zip(self.inputs, tensors, strict=True))
+        activations.update(given or {})
+        wanted = self.logits if until is None else until
+        for operation in _needed(self.operations, {wanted}, known=activations):
             function = None if replace is None else replace.get(operation.output)
-            activations[operation.output] = (
-                operation.run(activations, training) if function is None else function(activations[operation.inputs[0]])
-            )
+            if function is None:
+                activations.update(zip(operation.outputs, operation.run(activations, training), strict=True))
+            else:
+                activations[operation.output] = function(activations[operation.inputs[0]])
         return activations
 
     def head(self, logits: tf.Tensor) -> tf.Tensor:
@@ -228,49 +253,129 @@ class OperationGraph:
         producer = self.producer(self.output)
         if self.output == self.logits or producer is None:
             return logits
-        return producer.run({self.logits: logits}, training=False)
+        return producer.run({self.logits: logits}, training=False)[0]
 
     def activation_bytes(self) -> int:
         """Memory that the activations of one input take, in bytes of float32; unknown sizes count as 224."""
-        shapes = [self.input_shape, *(operation.shape for operation in self.operations)]
+        shapes = [*self.input_shapes, *(shape for operation in self.operations for shape in operation.shapes)]
         return sum(4 * prod(224 if size is None else size for size in shape[1:]) for shape in shapes)
 
 
-def _functional(model: keras.Model, path: str) -> Any:
-    model = getattr(model, "explained_network", model)
-    functional = keras_api.functional_graph(model)
-    if functional is None:
-        if keras_api.overrides_call(model):
-            remedy = (
-                "It has a `call` of its own. Rebuild it as a functional model; subclassed models are not handled yet."
-            )
-        elif isinstance(model, keras.Sequential):
-            remedy = "Call `build(input_shape)` or call the model once."
-        else:
-            remedy = "Build it from an input and an output: keras.Model(inputs, outputs)."
-        raise UnsupportedOperation(f"Model `{path}` ({type(model).__name__}) has no graph of operations. {remedy}")
-    return functional
+class _Builder:
+    """Gathers the operations of a functional model and of everything that is nested in it."""
+
+    def __init__(self, keep: Callable[[Any], bool], in_training: bool) -> None:
+        self.operations: list[Operation] = []
+        self.shapes: list[Shape] = []
+        self.layer_outputs: dict[str, tuple[Any, tuple[int, ...]]] = {}
+        self._keep, self._in_training = keep, in_training
+        self._producers: dict[int, Operation] = {}
+        self._paths: set[str] = set()
+
+    def new_tensors(self, shapes: Sequence[Shape]) -> tuple[int, ...]:
+        self.shapes.extend(shapes)
+        return tuple(range(len(self.shapes) - len(shapes), len(self.shapes)))
+
+    def add(self, functional: Any, inputs: Sequence[int], prefix: str) -> tuple[int, ...]:
+        """Append the operations of a functional model; gives the positions of its outputs."""
+        position = dict(zip(keras_api.input_ids(functional), inputs, strict=True))
+        for node in keras_api.nodes(functional):
+            sources = tuple(position[identity] for identity in node.input_ids)
+            path = self._unused(f"{prefix}{keras_api.operation_name(node.operation)}", self.layer_outputs)
+            inner = self._expanded(node, path, sources)
+            outputs = self._append(node, path, sources) if inner is None else self.add(inner, sources, f"{path}/")
+            self.layer_outputs[path] = (node.operation, outputs)
+            position.update(zip(node.output_ids, outputs, strict=True))
+        return tuple(position[identity] for identity in keras_api.output_ids(functional))
+
+    def _expanded(self, node: keras_api.Node, path: str, sources: Sequence[int]) -> Any | None:
+        """The graph of a nested model, or of a layer of a user's own; None for what is one operation."""
+        layer, shapes = node.operation, [self.shapes[source] for source in sources]
+        if isinstance(layer, keras.Model):
+            return nested_graph(node, path, shapes, self._in_training)
+        if isinstance(layer, keras.layers.Layer) and not self._keep(layer):
+            return keras_api.traced(layer, node.arguments, shapes, self._in_training)
+        return None
+
+    def _append(self, node: keras_api.Node, path: str, sources: tuple[int, ...]) -> tuple[int, ...]:
+        layer = node.operation
+        activation = layer.activation if keras_api.ends_with_activation(layer) else None
+        fused = activation is not None and activation is not keras.activations.linear
+        path = self._unused(path, self._paths)
+        outputs = self.new_tensors(node.output_shapes)
+        self._add_operation(
+            path,
+            keras_api.without_activation(layer) if fused else layer,
+            sources,
+            outputs,
+            node.arguments,
+            node.constants,
+        )
+        if not fused:
+            return outputs
+        if not isinstance(activation, keras.layers.Layer):
+            activation = keras.layers.Activation(activation, name=f"{layer.name}_activation", dtype=layer.compute_dtype)
+        activated = self.new_tensors(node.output_shapes)
+        self._add_operation(
+            self._unused(f"{path}/activation", self._paths),
+            activation,
+            outputs,
+            activated,
+            lambda tensors: (tuple(tensors), {}),
+        )
+        return activated
+
+    def _add_operation(
+        self,
+        path: str,
+        layer: Any,
+        inputs: tuple[int, ...],
+        outputs: tuple[int, ...],
+        arguments: keras_api.Arguments,
+        constants: tuple[Any, ...] = (),
+    ) -> None:
+        operation = Operation(
+            path=path,
+            layer=layer,
+            inputs=inputs,
+            outputs=outputs,
+            shapes=tuple(self.shapes[output] for output in outputs),
+            input_shapes=tuple(self.shapes[source] for source in inputs),
+            sources=tuple(self._producers.get(source) for source in inputs),
+            arguments=arguments,
+            constants=constants,
+        )
+        self.operations.append(operation)
+        self._paths.add(path)
+        self._producers.update(dict.fromkeys(outputs, operation))
+
+    def _unused(self, path: str, taken: Any) -> str:
+        calls = (path if call == 1 else f"{path}:{call}" for call in count(1))
+        return next(name for name in calls if name not in taken)
 
 
-def _needed(operations: Sequence[Operation], output: int) -> list[Operation]:
-    """The operations that a tensor depends on, in their order."""
-    tensors, needed = {output}, []
+def _chosen_output(model: keras.Model, functional: Any, output: str | int | None) -> int:
+    names = keras_api.output_names(functional)
+    listed = ", ".join(f"{position} ({name})" for position, name in enumerate(names))
+    expected = f"a name or position of one of the outputs of model `{model.name}`: {listed}"
+    if output is None and len(names) == 1:
+        return 0
+    if isinstance(output, str) and names.count(output) == 1:
+        return names.index(output)
+    if isinstance(output, int) and not isinstance(output, bool) and 0 <= output < len(names):
+        return output
+    remedy = "Choose one, or take keras.Model(inputs, output) of the one that matters." if output is None else ""
+    raise InvalidArgument(message("output", expected, repr(output), remedy))
+
+
+def _needed(
+    operations: Sequence[Operation], outputs: set[int], known: Mapping[int, tf.Tensor] | None = None
+) -> list[Operation]:
+    """The operations that some tensors depend on, in their order; what comes before known tensors is left out."""
+    tensors, needed = set(outputs), []
     for operation in reversed(operations):
-        if operation.output in tensors:
+        wanted = tensors.intersection(operation.outputs)
+        if wanted and not (known is not None and wanted.issubset(known)):
             tensors.update(operation.inputs)
             needed.append(operation)
     return needed[::-1]
-
-
-def _renamed(node: keras_api.Node, sources: tuple[int, ...]) -> Callable[[Mapping[int, tf.Tensor]], Any]:
-    pairs = tuple(zip(node.input_ids, sources, strict=True))
-    return lambda activations: node.arguments({identity: activations[source] for identity, source in pairs})
-
-
-def _is_probability(layer: Any) -> bool:
-    if isinstance(layer, keras.layers.Softmax):
-        return True
-    return isinstance(layer, keras.layers.Activation) and layer.activation in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    )

@@ -5,7 +5,10 @@ Everything that differs between Keras versions, or that has no public name in Ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,26 +17,30 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+logger = logging.getLogger(__name__)
+
+Arguments = Callable[[Sequence[Any]], tuple[tuple[Any, ...], dict[str, Any]]]
+
 
 @dataclass(frozen=True)
 class Node:
     """One call of a Keras operation inside a functional model.
 
     Attributes:
-        operation: The layer (or other Keras operation) that was called.
-        input_ids: Identity of every tensor that goes in.
+        operation: The layer or other Keras operation that was called.
+        input_ids: Identity of every tensor that goes in, in the order of the arguments.
         output_ids: Identity of every tensor that comes out.
         output_shapes: Static shape of every tensor that comes out, None where unknown.
-        arguments: Takes tensors by identity and gives the positional and keyword arguments of the call.
-        constants: Whether the call also has arguments that are not tensors of the model.
+        arguments: Takes one tensor for each of `input_ids` and gives the positional and keyword arguments of the call.
+        constants: What the call was given that is neither a tensor of the model nor `training`.
     """
 
     operation: Any
     input_ids: tuple[int, ...]
     output_ids: tuple[int, ...]
     output_shapes: tuple[tuple[int | None, ...], ...]
-    arguments: Callable[[dict[int, tf.Tensor]], tuple[tuple[Any, ...], dict[str, Any]]]
-    constants: bool
+    arguments: Arguments
+    constants: tuple[Any, ...]
 
 
 def functional_graph(model: Any) -> Any | None:
@@ -62,15 +69,31 @@ def nodes(functional: Any) -> Iterator[Node]:
                 continue
             options = {name: value for name, value in node.arguments.kwargs.items() if name != "training"}
             values = keras.tree.flatten((node.arguments.args, options))
-            constants = [value for value in values if not isinstance(value, keras.KerasTensor) and value is not None]
             yield Node(
                 operation=node.operation,
                 input_ids=tuple(id(tensor) for tensor in node.input_tensors),
                 output_ids=tuple(id(tensor) for tensor in node.outputs),
                 output_shapes=tuple(tuple(tensor.shape) for tensor in node.outputs),
-                arguments=node.arguments.fill_in,
-                constants=bool(constants),
+                arguments=_filled_in(node.arguments),
+                constants=tuple(
+                    value for value in values if not isinstance(value, keras.KerasTensor) and value is not None
+                ),
             )
+
+
+def _filled_in(symbolic: Any) -> Arguments:
+    """Puts tensors into the places of a call one by one: the same tensor in two places can become two."""
+
+    def arguments(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        remaining = iter(tensors)
+        return symbolic.convert(lambda value: next(remaining) if isinstance(value, keras.KerasTensor) else value)
+
+    return arguments
+
+
+def input_tensors(functional: Any) -> list[Any]:
+    """The symbolic inputs of a functional model; each has a shape, a dtype and a name."""
+    return list(functional.inputs)
 
 
 def input_ids(functional: Any) -> tuple[int, ...]:
@@ -90,6 +113,186 @@ def call_operation(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return operation(*args, **kwargs)
 
 
+def compute(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation computes at inference, in the dtype of the tensors given instead of the layer's own.
+
+    No layer state takes part but the weights: nothing is cast, masked, tracked, or added to the layer's losses.
+    """
+    kwargs = {name: value for name, value in kwargs.items() if name != "training"}
+    return operation.call(*args, **kwargs, **_training(operation, False))
+
+
+def _training(operation: Any, training: bool) -> dict[str, bool]:
+    return {"training": training} if "training" in inspect.signature(operation.call).parameters else {}
+
+
+def traced(
+    layer: Any, arguments: Arguments, shapes: Sequence[Sequence[int | None]], in_training: bool = False
+) -> Any | None:
+    """The operations that the `call` of a layer or model of a user's own is made of, as a functional graph.
+
+    Args:
+        layer: The layer; it has been built.
+        arguments: Takes one tensor for each of `shapes` and gives the arguments of the call.
+        shapes: Shapes of the tensors that the layer is called on, the batch axis first.
+        in_training: Whether the graph has to hold in training, too. It is that of inference, made of layers that are
+            told themselves when they train.
+
+    Returns:
+        A graph that :func:`nodes` takes; None where the call cannot be followed: it uses TensorFlow functions on its
+        tensors, depends on their values, computes tensors beside the graph, which would be frozen in it, or, with
+        `in_training`, calls other operations in training.
+    """
+    with _nodes_kept(layer):
+        try:
+            first, second = (_trace(layer, arguments, shapes, training=False) for _ in range(2))
+            other = _trace(layer, arguments, shapes, training=True) if in_training else first
+        except Exception as error:
+            logger.debug("`%s` cannot be traced: %s", layer.name, error)
+            return None
+    # What is created anew in each call was computed from something, such as a weight, and would never change again.
+    return first if _description(first) == _description(second) == _description(other) else None
+
+
+def _trace(layer: Any, arguments: Arguments, shapes: Sequence[Sequence[int | None]], training: bool) -> Any:
+    inputs = [keras.Input(batch_shape=(None, *shape[1:])) for shape in shapes]
+    args, kwargs = arguments(inputs)
+    return keras.Function(inputs, keras.tree.flatten(layer.call(*args, **{**kwargs, **_training(layer, training)})))
+
+
+def _description(functional: Any) -> list[Any]:
+    """What a graph computes from what: equal for two traces of one call that does the same each time."""
+    order = {identity: place for place, identity in enumerate(input_ids(functional))}
+    calls = []
+    for node in nodes(functional):
+        operation = node.operation
+        kind = id(operation) if isinstance(operation, keras.layers.Layer) else type(operation).__name__
+        constants = [
+            id(value) if tf.is_tensor(value) or isinstance(value, keras.Variable) else repr(value)
+            for value in node.constants
+        ]
+        calls.append((kind, [order[identity] for identity in node.input_ids], constants))
+        for identity in node.output_ids:
+            order[identity] = len(order)
+    return [calls, [order[identity] for identity in output_ids(functional)]]
+
+
+@contextmanager
+def _nodes_kept(layer: Any) -> Iterator[None]:
+    """Leave no trace of symbolic calls in the layers that are called: `layer.output` would change its meaning."""
+    layers = [layer, *layer._flatten_layers(include_self=False)]
+    operations = [operation for part in layers for operation in (part, *getattr(part, "_operations", ()))]
+    before = [(part, part._inbound_nodes[:], part._outbound_nodes[:]) for part in operations]
+    try:
+        yield
+    finally:
+        for part, inbound, outbound in before:
+            part._inbound_nodes[:], part._outbound_nodes[:] = inbound, outbound
+
+
+def called_with(model: Any) -> tuple[Arguments, list[tuple[int | None, ...]]] | None:
+    """How a subclassed model has been built or called: its arguments and their shapes; None where it has not been."""
+    if hasattr(model, "_inputs_struct"):
+        structure = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), model._inputs_struct)
+    else:
+        built = getattr(model, "_build_shapes_dict", None)
+        if not built or len(built) != 1:
+            return None
+        structure = next(iter(built.values()))
+    shapes: list[tuple[int | None, ...]] = []
+    keras.tree.map_shape_structure(lambda shape: shapes.append((None, *shape[1:])), structure)
+
+    def arguments(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        remaining = iter(tensors)
+        return (keras.tree.map_shape_structure(lambda shape: next(remaining), structure),), {}
+
+    return arguments, shapes
+
+
+def output_names(functional: Any) -> list[str]:
+    """Names of the outputs of a functional model: the keys where they are a dictionary, else those of the layers."""
+    if isinstance(functional._outputs_struct, dict):
+        return sorted(functional._outputs_struct)
+    names = getattr(functional, "output_names", None)
+    return list(names or (tensor._keras_history.operation.name for tensor in functional.outputs))
+
+
+def operation_name(operation: Any) -> str:
+    """Name of a layer; for another operation, whose name is numbered through the process, that of its kind."""
+    if isinstance(operation, keras.layers.Layer):
+        return operation.name
+    return re.sub(r"_\d+$", "", operation.name)
+
+
+def functional_like(functional: Any, inputs: list[Any], outputs: list[Any], name: str) -> keras.Model:
+    """A functional model whose inputs and outputs come in the structure (list, dictionary) of another."""
+
+    def packed(structure: Any, tensors: list[Any]) -> Any:
+        single = len(tensors) == 1 and isinstance(structure, (list, tuple))
+        return tensors[0] if single else keras.tree.pack_sequence_as(structure, tensors)
+
+    return keras.Model(
+        packed(functional._inputs_struct, inputs), packed(functional._outputs_struct, outputs), name=name
+    )
+
+
+# What a subclass may override without changing what its forward pass computes from the layer's attributes.
+_HARMLESS = {
+    "build",
+    "build_from_config",
+    "compute_output_shape",
+    "compute_output_spec",
+    "from_config",
+    "get_build_config",
+    "get_config",
+    "load_own_variables",
+    "save_own_variables",
+}
+
+
+def overridden(layer_class: type, ancestor: type) -> str:
+    """What a class and those between it and an ancestor change of the ancestor's forward pass, spelled out."""
+    between = layer_class.__mro__[: layer_class.__mro__.index(ancestor)]
+    names = {
+        name
+        for kind in between
+        for name in vars(kind)
+        if hasattr(ancestor, name)
+        and name not in _HARMLESS
+        and (name == "__call__" or not name.startswith(("__", "_api_export")))
+    }
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
+def is_keras_layer(layer: Any) -> bool:
+    """Whether a layer computes what one of Keras's public layers does: it is one, or changes nothing of it."""
+    for kind in type(layer).__mro__:
+        if vars(keras.layers).get(kind.__name__) is kind:
+            return kind is not keras.layers.Layer and not overridden(type(layer), kind)
+    return False
+
+
+def operation_class(function: Callable[..., Any]) -> type:
+    """The class of the operations that a function of `keras.ops` leaves in a model, e.g. `Add` for `keras.ops.add`.
+
+    Raises:
+        ValueError: The function leaves none of its own.
+    """
+    wanted = function.__name__.replace("_", "")
+    for name, value in vars(inspect.getmodule(function)).items():
+        if isinstance(value, type) and issubclass(value, keras.Operation) and name.lower() == wanted:
+            return value
+    raise ValueError(f"{function.__module__}.{function.__name__} has no operation of its own")
+
+
+def is_probability(operation: Any) -> bool:
+    """Whether an operation is a softmax or a sigmoid."""
+    if isinstance(operation, keras.layers.Activation):
+        return operation.activation in (keras.activations.softmax, keras.activations.sigmoid)
+    kinds = (keras.layers.Softmax, operation_class(keras.ops.softmax), operation_class(keras.ops.sigmoid))
+    return isinstance(operation, kinds)
+
+
 _ACTIVATION_LAST = (
     "Dense EinsumDense Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose "
     "DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D"
@@ -106,14 +309,19 @@ def ends_with_activation(layer: Any) -> bool:
 
 
 def without_activation(layer: Any) -> Any:
-    """A layer that shares the weights and the state of `layer` and leaves its activation out.
+    """A layer that shares the weights and the state of `layer` and leaves its activation out."""
+    return twin(layer, activation=keras.activations.linear)
+
+
+def twin(layer: Any, **changes: Any) -> Any:
+    """A layer or operation that shares the weights and the state of `layer` but for a few attributes.
 
     `copy.copy` of a Keras layer makes new weights; the twin refers to the very same ones, and `layer` is not changed.
     """
-    twin = object.__new__(type(layer))
-    twin.__dict__.update(layer.__dict__)
-    twin.__dict__.update(activation=keras.activations.linear, _inbound_nodes=[], _outbound_nodes=[])
-    return twin
+    other = object.__new__(type(layer))
+    other.__dict__.update(layer.__dict__)
+    other.__dict__.update(_inbound_nodes=[], _outbound_nodes=[], **changes)
+    return other
 
 
 @contextmanager

@@ -58,12 +58,12 @@ class ConsoleProgress:
         self._bars.stop()
 
     @contextmanager
-    def task(self, description: str, total: int, done: int = 0) -> Iterator[Track]:
+    def task(self, description: str, total: int | None, done: int = 0) -> Iterator[Track]:
         """Show one task.
 
         Args:
             description: What is done.
-            total: Number of steps.
+            total: Number of steps; None where it is not known, and with it the time left.
             done: Steps that were done before, in an earlier process; they do not count for the time left.
 
         Yields:
@@ -79,7 +79,7 @@ class ConsoleProgress:
 
 
 class _Lines:
-    def __init__(self, console: Console, description: str, total: int, done: int) -> None:
+    def __init__(self, console: Console, description: str, total: int | None, done: int) -> None:
         self._console, self._description, self._total = console, description, total
         self._done = self._first = done
         self._begin = self._last = time.monotonic()
@@ -91,14 +91,16 @@ class _Lines:
         if not steps:
             return
         now = time.monotonic()
-        finished = self._done >= self._total
+        finished = self._total is not None and self._done >= self._total
         if not finished and now - self._last < _SECONDS_BETWEEN_LINES:
             return
         self._last = now
         elapsed = now - self._begin
-        left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
-        times = f"{_clock(elapsed)}, left {_clock(left)}"
-        line = f"{self._description:<28} {self._done}/{self._total}  {times}  {self._note}"
+        count, times = str(self._done), _clock(elapsed)
+        if self._total is not None:
+            left = elapsed / max(1, self._done - self._first) * (self._total - self._done)
+            count, times = f"{count}/{self._total}", f"{times}, left {_clock(left)}"
+        line = f"{self._description:<28} {count}  {times}  {self._note}"
         self._console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
 

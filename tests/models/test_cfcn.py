@@ -228,7 +228,7 @@ def test_backbone_without_a_graph():
         def call(self, inputs):
             return inputs
 
-    with pytest.raises(UnsupportedOperation, match="subclassed models are not handled"):
+    with pytest.raises(UnsupportedOperation, match="call the model once, so that the shape of its input is known"):
         CFCNModel(Subclassed())
 
 

@@ -217,9 +217,9 @@ def test_map_belongs_to_the_forward_pass_with_its_dropout(classifier, images, la
     seen = []
 
     def spy(graph, activations, classes, training):
-        maps, _ = original(graph, activations, classes, training)
+        (maps,), _ = original(graph, activations, classes, training)
         seen.append((activations[graph.logits].numpy(), maps.numpy()))
-        return maps, None
+        return (maps,), None
 
     original = ppi.weight_back_propagation
     monkeypatch.setattr(ppi, "weight_back_propagation", spy)
@@ -583,9 +583,18 @@ def test_arguments_outside_their_range(classifier, options, expected):
 
 def test_backbone_with_a_layer_that_has_no_rule():
     inputs = keras.Input((8, 8, 3))
-    x = L.LayerNormalization(name="strange")(L.Conv2D(3, 3)(inputs))
-    with pytest.raises(UnsupportedOperation, match=r"wbp: `strange` \(LayerNormalization\) has no rule"):
+    x = L.Softmax(name="strange")(L.Conv2D(3, 3)(inputs))
+    with pytest.raises(UnsupportedOperation, match=r"wbp: `strange` \(Softmax\) has no rule"):
         PPIModel(keras.Model(inputs, L.GlobalAveragePooling2D()(x)))
+
+
+def test_backbone_that_draws_at_random_what_the_map_cannot_know():
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(3, 3)(L.RandomRotation(0.1, name="turn")(inputs))
+    model = keras.Model(inputs, L.GlobalAveragePooling2D()(x))
+    with pytest.raises(UnsupportedOperation, match=r"`turn` \(RandomRotation\) draws at random in training.*pipeline"):
+        PPIModel(model)
+    assert WBP(model)(np.ones((1, 8, 8, 3))).shape == (1, 8, 8, 3)
 
 
 def test_mask_is_half_at_the_threshold_and_never_where_nothing_is_salient(classifier):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfcausal.errors import InvalidArgument
+from tfcausal.errors import InvalidArgument, UnsupportedOperation
 from tfcausal.saliency.base import Explainer, check_images, check_targets
 from tfcausal.saliency.wbp import WBP
 
@@ -31,9 +31,9 @@ class Counting(WBP):
 
     traces = 0
 
-    def maps(self, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+    def maps(self, inputs, classes):
         self.traces += 1
-        return super().maps(images, classes)
+        return super().maps(inputs, classes)
 
 
 class Echo(Explainer):
@@ -41,8 +41,8 @@ class Echo(Explainer):
 
     name = "echo"
 
-    def maps(self, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        return images
+    def maps(self, inputs, classes):
+        return inputs
 
 
 class ClassIndex(Explainer):
@@ -50,9 +50,9 @@ class ClassIndex(Explainer):
 
     name = "class_index"
 
-    def maps(self, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-        resolved = self.resolve(self.graph.run(images), classes)
-        return tf.zeros_like(images) + tf.cast(resolved, tf.float32)[:, None, None, None]
+    def maps(self, inputs, classes):
+        resolved = self.resolve(self.graph.run(inputs), classes)
+        return (tf.zeros_like(inputs[0]) + tf.cast(resolved, tf.float32)[:, None, None, None],)
 
 
 def test_batch_size_never_changes_a_map():
@@ -268,8 +268,77 @@ def test_bad_targets(name):
 
 def test_one_image_of_a_model_with_one_class():
     assert check_targets([0], 1, 1).tolist() == [0]
-    with pytest.raises(InvalidArgument, match=r"class indices in \[0, 0\]"):
+    with pytest.raises(InvalidArgument, match=r"class indices in \[0, 0\]; .* A head of one logit has the one class 0"):
         check_targets([1], 1, 1)
+
+
+def two_inputs() -> keras.Model:
+    image, age = keras.Input((6, 5, 2), name="image"), keras.Input((1,), name="age")
+    return keras.Model([image, age], L.Dense(3)(L.Concatenate()([L.Flatten()(image), age])))
+
+
+def test_models_of_several_inputs_take_lists_and_dictionaries():
+    explainer, images, ages = WBP(two_inputs(), batch_size=2), images_of(5), np.arange(5.0)[:, None]
+    maps = explainer([images, ages], [0, 1, 2, 0, 1])
+    assert [array.shape for array in maps] == [(5, 6, 5, 2), (5, 1)]
+    named = explainer({"age": ages, "image": images}, [0, 1, 2, 0, 1])
+    np.testing.assert_array_equal(named["image"], maps[0])
+    np.testing.assert_array_equal(named["age"], maps[1])
+    parts = explainer.decompose({"age": ages, "image": images})
+    total = parts.maps["image"].sum((1, 2, 3)) + parts.maps["age"].sum(1) + parts.bias
+    np.testing.assert_allclose(total, parts.logits, atol=1e-5)
+    np.testing.assert_allclose(explainer.outputs([images, ages]).max(1), parts.logits, atol=1e-5)
+
+
+BAD_INPUTS = {
+    "one array": (
+        np.zeros((2, 6, 5, 2)),
+        r"a list of 2 arrays \(image, age\) or a dictionary of them; received ndarray",
+    ),
+    "one of two": ([np.zeros((2, 6, 5, 2))], "a list of 2 arrays .* received a list of 1"),
+    "other names": ({"image": 0, "sex": 0}, "a dictionary with the keys image, age; received the keys image, sex"),
+    "other sizes": ([np.zeros((2, 6, 5, 2)), np.zeros((2, 3))], r"received shape \(2, 3\)"),
+    "other lengths": ([np.zeros((2, 6, 5, 2)), np.zeros((3, 1))], "the same number of samples; received lengths 2, 3"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_inputs_of_a_model_with_several(name):
+    images, text = BAD_INPUTS[name]
+    with pytest.raises(InvalidArgument, match=text):
+        WBP(two_inputs())(images)
+
+
+def test_an_output_is_chosen():
+    inputs = keras.Input((6, 5, 2))
+    hidden = L.Flatten()(inputs)
+    model = keras.Model(inputs, {"kind": L.Dense(3)(hidden), "stage": L.Dense(2)(hidden)}, name="both")
+    text = "`output`: expected .* outputs of model `both`: 0 (kind), 1 (stage); received None. Choose one"
+    with pytest.raises(InvalidArgument, match=re.escape(text).replace("\\.\\*", ".*")):
+        WBP(model)
+    assert WBP(model, output="stage").graph.num_classes == 2
+    assert WBP(model, output=0).graph.num_classes == 3
+    for wrong in ("kinds", 2, -1, True):
+        with pytest.raises(InvalidArgument, match="`output`"):
+            WBP(model, output=wrong)
+
+
+def test_integers_that_are_no_image_are_refused():
+    tokens = keras.Input((7,), dtype="int32", name="tokens")
+    model = keras.Model(tokens, L.Dense(2)(L.GlobalAveragePooling1D()(L.Embedding(9, 4)(tokens))))
+    with pytest.raises(
+        UnsupportedOperation, match=r"integers of shape \(None, 7\) as input `tokens`, which is no image"
+    ):
+        Echo(model)
+
+
+def test_images_of_bytes_are_explained():
+    inputs = keras.Input((6, 5, 2), dtype="uint8")
+    model = keras.Model(inputs, L.Dense(2)(L.Flatten()(L.Rescaling(1 / 255)(inputs))))
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 2)).astype("uint8")
+    parts = WBP(model).decompose(images, [0, 1, 0])
+    np.testing.assert_allclose(parts.maps.sum((1, 2, 3)) + parts.bias, parts.logits, atol=1e-5)
+    np.testing.assert_allclose(parts.logits, model.predict(images, verbose=0)[[0, 1, 2], [0, 1, 0]], atol=1e-5)
 
 
 def test_bad_input_is_refused_before_anything_is_computed():

@@ -82,7 +82,7 @@ class CausalClassifier(keras.Model):
     reported: tuple[str, ...] = ()
 
     def __init__(self, backbone: keras.Model, **kwargs: Any) -> None:
-        graph = OperationGraph(backbone)
+        graph = OperationGraph(backbone, in_training=True)
         _check_backbone(graph)
         super().__init__(**kwargs)
         self.backbone = backbone
@@ -288,7 +288,9 @@ def require(condition: tf.Tensor, kind: type[TfCausalError], text: str, value: t
 
 def _check_backbone(graph: OperationGraph) -> None:
     expected = received = ""
-    if len(graph.input_shape) != 4:
+    if len(graph.inputs) != 1:
+        expected, received = "a classifier with one input", f"{len(graph.inputs)} inputs"
+    elif len(graph.input_shape) != 4:
         expected, received = "a classifier of images (N, height, width, channels)", f"inputs {graph.input_shape}"
     elif graph.num_classes < 2:
         expected, received = "a classifier of at least 2 classes", f"{graph.num_classes}"

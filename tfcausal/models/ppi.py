@@ -16,7 +16,10 @@ from tfcausal.graph import Activations
 from tfcausal.interventions.masking import normalised_saliency, quantile_threshold, remove, soft_mask
 from tfcausal.models.base import CausalClassifier, Objective, Targets, Term, require, require_number
 from tfcausal.objectives.contrast import CONTRASTS, cross_entropy, saliency_l1
-from tfcausal.saliency.wbp import RULES, batch_norm_affine, batch_norm_statistics, weight_back_propagation
+from tfcausal.saliency.linear_maps import along_channels, batch_norm_affine, batch_norm_statistics
+from tfcausal.saliency.propagation import check
+from tfcausal.saliency.wbp import weight_back_propagation
+from tfcausal.saliency.wbp_rules import RULES
 
 
 @keras.saving.register_keras_serializable(package="tfcausal")
@@ -115,7 +118,7 @@ class PPIModel(CausalClassifier):
                 message("regularisation_weight", "0 with second_order=False", regularisation_weight, remedy)
             )
         super().__init__(backbone, **kwargs)
-        RULES.check(self.graph)
+        check(self.graph, RULES, training=True)
         self.contrast = contrast
         self.contrast_weight = contrast_weight
         self.regularisation_weight = regularisation_weight
@@ -135,7 +138,7 @@ class PPIModel(CausalClassifier):
         if not (training and self._intervening):
             return Objective(outputs, {}, {})
 
-        maps, _ = weight_back_propagation(self.graph, activations, targets.classes, training)
+        (maps,), _ = weight_back_propagation(self.graph, activations, targets.classes, training)
         if not self.second_order:
             maps = tf.stop_gradient(maps)
         mask = self.mask(maps)
@@ -215,7 +218,9 @@ class PPIModel(CausalClassifier):
             if isinstance(operation.layer, keras.layers.BatchNormalization):
                 statistics = batch_norm_statistics(operation.layer, activations[operation.inputs[0]], training=True)
                 constants = [tf.stop_gradient(value) for value in statistics]
-                frozen[operation.output] = partial(_affine, *batch_norm_affine(operation.layer, *constants))
+                frozen[operation.output] = partial(
+                    _affine, operation.layer, *batch_norm_affine(operation.layer, *constants)
+                )
         return frozen
 
     def _limited(self, contrast: tf.Tensor) -> tf.Tensor:
@@ -230,5 +235,6 @@ class PPIModel(CausalClassifier):
             return tf.identity(contrast)
 
 
-def _affine(gain: tf.Tensor, shift: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    return x * tf.cast(gain, x.dtype) + tf.cast(shift, x.dtype)
+def _affine(layer: Any, gain: tf.Tensor, shift: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    gain, shift = (tf.cast(along_channels(layer, value, x.shape.rank), x.dtype) for value in (gain, shift))
+    return x * gain + shift

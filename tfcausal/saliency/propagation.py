@@ -1,21 +1,24 @@
 """The one backward walk over a model's operations, and the tables of rules that it looks up.
 
 A rule knows one kind of layer and no model. It gets a :class:`Step`, which is one call of that layer with the tensors
-of the forward pass, and the cotangent of the step's output, and gives the cotangents of its inputs. No GradientTape
-takes part; the rules are made of differentiable operations, so that a loss on the result can be differentiated in turn.
+of the forward pass, and the message at the step's output (WBP's cotangent, LRP's relevance), and gives the messages at
+its inputs. The rules are made of differentiable operations, so that a loss on the result can be differentiated in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import keras
 import tensorflow as tf
 
+from tfcausal import keras_api
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
 from tfcausal.graph import Activations, Operation, OperationGraph
+
+Fallback = Literal["gradient"] | None
 
 
 @dataclass(frozen=True)
@@ -23,54 +26,107 @@ class Step:
     """One call of a layer in a forward pass.
 
     Attributes:
-        layer: The layer.
+        operation: What was called, in which place of the model's graph.
         inputs: The tensors that went in.
-        output: The tensor that came out.
+        outputs: The tensors that came out.
         training: Whether the forward pass was run in training mode.
     """
 
-    layer: Any
+    operation: Operation
     inputs: tuple[tf.Tensor, ...]
-    output: tf.Tensor
+    outputs: tuple[tf.Tensor, ...]
     training: bool
 
+    @property
+    def layer(self) -> Any:
+        """The layer, or the operation of `keras.ops`."""
+        return self.operation.layer
 
-Backward = Callable[[Step, tf.Tensor], tuple[tf.Tensor, ...]]
-Offset = Callable[[Step, tf.Tensor], tf.Tensor]
+    @property
+    def output(self) -> tf.Tensor:
+        """The tensor that came out, or the first of them."""
+        return self.outputs[0]
+
+
+Backward = Callable[[Step, Any], tuple[tf.Tensor | None, ...]]
+Offset = Callable[[Step, Any], tf.Tensor]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How one kind of layer passes a cotangent back.
+    """How one kind of layer passes a message back.
 
     Attributes:
-        backward: Takes a step and the cotangent of its output; gives the cotangents of its inputs.
-        offset: Takes the same; gives, for every sample (N,), the inner product of the cotangent with the layer's
-            additive constants (a bias, a shift). None where the layer has none.
-        refuse: Takes a layer; says in words why the rule does not hold for it, or gives None where it does.
+        backward: Takes a step and the message at its output (a tuple of them where the layer gives several tensors);
+            gives the messages at its inputs, None for an input that only steers, such as a gate.
+        offset: Takes the same; gives, for every sample (N,), what the layer's additive constants (a bias, a shift)
+            contribute: for WBP the inner product of the cotangent with them. None where the layer has none.
+        refuse: Takes an operation; says in words why the rule does not hold for it, or gives None where it does.
+        steers: Takes an operation; tells for every input whether it only steers and gets None.
+        inference_only: Whether the rule holds at inference only, because the layer draws at random in training.
     """
 
     backward: Backward
     offset: Offset | None = None
-    refuse: Callable[[Any], str | None] = lambda layer: None
+    refuse: Callable[[Operation], str | None] = lambda operation: None
+    steers: Callable[[Operation], tuple[bool, ...]] = lambda operation: (False,) * len(operation.inputs)
+    inference_only: bool = False
 
 
-# What a subclass may override without changing what its forward pass computes from the layer's attributes.
-_HARMLESS = {
-    "build",
-    "build_from_config",
-    "compute_output_shape",
-    "compute_output_spec",
-    "from_config",
-    "get_build_config",
-    "get_config",
-    "load_own_variables",
-    "save_own_variables",
-}
+class Rules(Protocol):
+    """Where the walk finds the rule of an operation."""
+
+    def find(self, operation: Operation) -> Rule:
+        """The rule, or `UnsupportedOperation`."""
+
+
+def vector_jacobian_products(
+    step: Step, cotangent: Any, function: Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]] | None = None
+) -> tuple[tf.Tensor, ...]:
+    """The cotangent of every output times the Jacobian of a function at the step's inputs.
+
+    Args:
+        step: The step.
+        cotangent: As a rule gets it.
+        function: Takes the inputs, gives the outputs; None is the operation itself at inference. A compiled graph
+            leaves out what the result does not depend on: for a linear function there is no second forward pass.
+
+    Returns:
+        One tensor for every input, in its shape; zeros where the function does not depend on it.
+    """
+    inputs = [tf.identity(value) for value in step.inputs]
+    floating = [value for value in inputs if value.dtype.is_floating]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(floating)
+        outputs = list((function or step.operation.compute)(inputs))
+    cotangents = list(cotangent) if isinstance(cotangent, tuple) else [cotangent]
+    cotangents = [tf.cast(value, output.dtype) for value, output in zip(cotangents, outputs, strict=True)]
+    products = iter(tape.gradient(outputs, floating, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+    return tuple(
+        tf.cast(next(products), value.dtype) if value.dtype.is_floating else tf.zeros_like(value) for value in inputs
+    )
+
+
+def inner_product(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """Sum over everything but the samples: (N, ...) and what broadcasts to it give (N,)."""
+    product = first * tf.cast(second, first.dtype)
+    return tf.reduce_sum(product, axis=list(range(1, product.shape.rank)))
+
+
+def _offset_of_gradient(step: Step, cotangent: Any) -> tf.Tensor:
+    cotangents = cotangent if isinstance(cotangent, tuple) else (cotangent,)
+    at_output = [inner_product(value, output) for value, output in zip(cotangents, step.outputs, strict=True)]
+    products = vector_jacobian_products(step, cotangent)
+    at_input = [inner_product(value, source) for value, source in zip(products, step.inputs, strict=True)]
+    return tf.add_n(at_output) - tf.add_n(at_input)
+
+
+# What is left of an operation beside its gradient counts as a constant of it: an account, not an explanation.
+GRADIENT = Rule(vector_jacobian_products, _offset_of_gradient)
 
 
 class RuleTable:
-    """Rules by layer class.
+    """Rules by class of layer or of operation.
 
     A subclass uses the rule of the nearest class that has one, as long as it overrides nothing that takes part in the
     forward pass (`call`, `convolution_op`, ...); one that does needs a rule of its own.
@@ -83,25 +139,34 @@ class RuleTable:
         self.method = method
         self._rules: dict[type, Rule] = {}
 
-    def register(self, layer_class: type, rule: Rule) -> None:
+    def __contains__(self, layer_class: type) -> bool:
+        return layer_class in self._rules
+
+    def register(self, kind: type | Callable[..., Any], rule: Rule) -> None:
         """Add a rule.
 
         Args:
-            layer_class: A subclass of keras.layers.Layer.
+            kind: A subclass of keras.layers.Layer, or a function of `keras.ops`.
             rule: The rule.
 
         Raises:
-            InvalidArgument: Not a layer class, not a rule, or the class has one already.
+            InvalidArgument: Neither, not a rule, or there is a rule for it already.
         """
-        if not (isinstance(layer_class, type) and issubclass(layer_class, keras.layers.Layer)):
-            remedy = "Pass the class itself, not a layer of it."
-            raise InvalidArgument(message("layer_class", "a subclass of keras.layers.Layer", repr(layer_class), remedy))
+        if isinstance(kind, type) and issubclass(kind, keras.Operation):
+            layer_class = kind
+        else:
+            try:
+                layer_class = keras_api.operation_class(kind)
+            except (AttributeError, TypeError, ValueError):
+                expected = "a subclass of keras.layers.Layer or a function of keras.ops"
+                remedy = "Pass the class itself, not a layer of it."
+                raise InvalidArgument(message("kind", expected, repr(kind), remedy)) from None
         if not isinstance(rule, Rule):
             raise InvalidArgument(message("rule", "a Rule", repr(rule)))
         if layer_class in self._rules:
             expected = f"a class that {self.method} has no rule for"
             remedy = "Register a rule for a subclass of it instead."
-            raise InvalidArgument(message("layer_class", expected, layer_class.__name__, remedy))
+            raise InvalidArgument(message("kind", expected, layer_class.__name__, remedy))
         self._rules[layer_class] = rule
 
     def find(self, operation: Operation) -> Rule:
@@ -111,97 +176,154 @@ class RuleTable:
             UnsupportedOperation: There is none, or it does not hold for this layer's class or settings.
         """
         kind = next((kind for kind in type(operation.layer).__mro__ if kind in self._rules), None)
-        reason = "has no rule" if kind is None else self._objection(operation.layer, kind)
+        reason = "has no rule" if kind is None else self._objection(operation, kind)
         if kind is None or reason is not None:
-            known = ", ".join(sorted(kind.__name__ for kind in self._rules))
+            name = type(operation.layer).__name__
             raise UnsupportedOperation(
-                f"{self.method}: `{operation.path}` ({type(operation.layer).__name__}) {reason}. "
-                f"Rules exist for {known or 'no layer yet'}. "
-                f"Add one with `tfcausal.saliency.{self.method}.RULES.register(LayerClass, Rule(...))`."
+                f"{self.method}: `{operation.path}` ({name}) {reason}. Write a rule with "
+                f"`tfcausal.register_rule({name}, method={self.method!r})`, or let the plain gradient stand in with "
+                "fallback='gradient'."
             )
         return self._rules[kind]
 
-    def _objection(self, layer: Any, kind: type) -> str | None:
-        overridden = _overridden(type(layer), kind)
-        if overridden:
-            return f"overrides {overridden} of {kind.__name__}, whose rule may therefore not hold for it"
-        return self._rules[kind].refuse(layer)
-
-    def check(self, graph: OperationGraph) -> None:
-        """Raise `UnsupportedOperation` unless every operation up to the logits has a rule."""
-        for operation in graph.operations:
-            if operation.output != graph.output or graph.output == graph.logits:
-                self.find(operation)
+    def _objection(self, operation: Operation, kind: type) -> str | None:
+        changed = keras_api.overridden(type(operation.layer), kind)
+        if changed:
+            return f"overrides {changed} of {kind.__name__}, whose rule may therefore not hold for it"
+        return self._rules[kind].refuse(operation)
 
 
-def _overridden(layer_class: type, ancestor: type) -> str:
-    """What a class and those between it and an ancestor change of the ancestor's forward pass, spelled out."""
-    between = layer_class.__mro__[: layer_class.__mro__.index(ancestor)]
-    names = {
-        name
-        for kind in between
-        for name in vars(kind)
-        if hasattr(ancestor, name)
-        and name not in _HARMLESS
-        and (name == "__call__" or not name.startswith(("__", "_api_export")))
-    }
-    return ", ".join(f"`{name}`" for name in sorted(names))
+class WithFallback:
+    """Rules with one to use wherever they have none.
+
+    Args:
+        rules: The rules to ask first.
+        rule: The rule that stands in.
+    """
+
+    def __init__(self, rules: Rules, rule: Rule) -> None:
+        self._rules, self._rule = rules, rule
+
+    def find(self, operation: Operation) -> Rule:
+        """The rule for an operation."""
+        try:
+            return self._rules.find(operation)
+        except UnsupportedOperation:
+            return self._rule
+
+
+def check_fallback(fallback: object) -> None:
+    """Raise `InvalidArgument` unless a fallback is known or None."""
+    if fallback not in (None, "gradient"):
+        raise InvalidArgument(message("fallback", "None or 'gradient'", repr(fallback)))
+
+
+def unsupported(graph: OperationGraph, rules: Rules, training: bool = False) -> dict[str, UnsupportedOperation]:
+    """The operations between the inputs and the logits that no rule holds for: what each would raise, by path.
+
+    What only steers another operation, such as the way to a gate, needs no rule.
+
+    Args:
+        graph: The model's operations.
+        rules: Where rules are looked up.
+        training: Whether they are needed in training mode.
+    """
+    reached, errors = {graph.logits}, {}
+    for operation in reversed(graph.operations):
+        if not reached.intersection(operation.outputs):
+            continue
+        try:
+            rule = rules.find(operation)
+        except UnsupportedOperation as error:
+            errors[operation.path] = error
+            reached.update(operation.inputs)
+            continue
+        if training and rule.inference_only:
+            errors[operation.path] = UnsupportedOperation(
+                f"`{operation.path}` ({type(operation.layer).__name__}) draws at random in training, where its map is "
+                "not known. Move it into the input pipeline."
+            )
+        steering = rule.steers(operation)
+        reached.update(source for source, steers in zip(operation.inputs, steering, strict=True) if not steers)
+    return errors
+
+
+def check(graph: OperationGraph, rules: Rules, training: bool = False) -> None:
+    """Raise `UnsupportedOperation` unless every operation that the walk comes to has a rule."""
+    for error in unsupported(graph, rules, training).values():
+        raise error
 
 
 def propagate(
     graph: OperationGraph,
     activations: Activations,
-    cotangent: tf.Tensor,
-    rules: RuleTable,
+    start: tf.Tensor,
+    rules: Rules,
     training: bool = False,
     with_offsets: bool = False,
-) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """Walk from the logits back to the input.
+) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
+    """Walk from the logits back to the inputs.
 
     Args:
         graph: The model's operations.
         activations: Every tensor of one forward pass, from `graph.run`; there is no second forward pass.
-        cotangent: Start of the walk at the logits, (N, classes).
+        start: The message at the logits, (N, classes).
         rules: Which rule each layer follows.
         training: Whether that forward pass was run in training mode.
         with_offsets: Whether to gather the contributions of additive constants.
 
     Returns:
-        The cotangent of the input, in the input's shape, and the sum of all offsets, (N,), or None; both in the dtype
-        of `cotangent`, to which the activations of a model of mixed precision are cast.
+        The messages at the inputs, each in the input's shape, and the sum of all offsets, (N,), or None; all in the
+        dtype of `start`, to which the activations of a model of mixed precision are cast.
 
     Raises:
-        InvalidArgument: A rule gives another number of cotangents than its layer has inputs, or another shape.
+        InvalidArgument: A rule gives another number of messages than its layer has inputs, or another shape.
     """
-    cotangents: dict[int, tf.Tensor] = {graph.logits: cotangent}
-    offsets = tf.zeros(tf.shape(cotangent)[:1], cotangent.dtype) if with_offsets else None
+    messages: dict[int, tf.Tensor] = {graph.logits: start}
+    offsets = tf.zeros(tf.shape(start)[:1], start.dtype) if with_offsets else None
+
+    def value(position: int) -> tf.Tensor:
+        tensor = activations[position]
+        return tf.cast(tensor, start.dtype) if tensor.dtype.is_floating else tensor
+
     for operation in reversed(graph.operations):
-        incoming = cotangents.pop(operation.output, None)
-        if incoming is None:
+        received = [messages.pop(position, None) for position in operation.outputs]
+        if all(incoming is None for incoming in received):
             continue
         rule = rules.find(operation)
-        inputs = tuple(tf.cast(activations[position], cotangent.dtype) for position in operation.inputs)
-        step = Step(operation.layer, inputs, tf.cast(activations[operation.output], cotangent.dtype), training)
+        inputs, outputs = (tuple(map(value, positions)) for positions in (operation.inputs, operation.outputs))
+        step = Step(operation, inputs, outputs, training)
+        filled = tuple(
+            tf.zeros_like(output) if incoming is None else incoming
+            for incoming, output in zip(received, outputs, strict=True)
+        )
+        incoming = filled if len(filled) > 1 else filled[0]
         if with_offsets and rule.offset is not None:
             offsets = offsets + rule.offset(step, incoming)
-        for source, outgoing in zip(operation.inputs, _checked(operation, step, rule, incoming), strict=True):
-            cotangents[source] = cotangents[source] + outgoing if source in cotangents else outgoing
-    if graph.input not in cotangents:
-        return tf.zeros_like(activations[graph.input], dtype=cotangent.dtype), offsets
-    return cotangents[graph.input], offsets
+        for source, outgoing in zip(operation.inputs, _checked(step, rule, incoming), strict=True):
+            if outgoing is not None:
+                messages[source] = messages[source] + outgoing if source in messages else outgoing
+    at_inputs = tuple(
+        messages[position] if position in messages else tf.zeros_like(activations[position], dtype=start.dtype)
+        for position in graph.inputs
+    )
+    return at_inputs, offsets
 
 
-def _checked(operation: Operation, step: Step, rule: Rule, cotangent: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def _checked(step: Step, rule: Rule, incoming: Any) -> tuple[tf.Tensor | None, ...]:
     """What a rule gives, provided that it fits the inputs: one that broadcasts would be wrong without a word."""
-    results = rule.backward(step, cotangent)
+    results = rule.backward(step, incoming)
+    steering = rule.steers(step.operation)
     shapes = [tuple(value.shape) for value in step.inputs]
     fits = isinstance(results, tuple) and len(results) == len(shapes)
     if not fits or not all(
-        result.shape.is_compatible_with(source.shape) for result, source in zip(results, step.inputs, strict=True)
+        steers if result is None else result.shape.is_compatible_with(source.shape)
+        for result, source, steers in zip(results, step.inputs, steering, strict=True)
     ):
-        received = [tuple(value.shape) for value in results] if isinstance(results, tuple) else type(results).__name__
-        name = f"rule for {type(operation.layer).__name__}"
-        raise InvalidArgument(
-            message(name, f"a tuple of cotangents of shapes {shapes} at `{operation.path}`", received)
-        )
+        received: Any = type(results).__name__
+        if isinstance(results, tuple):
+            received = [None if value is None else tuple(value.shape) for value in results]
+        name = f"rule for {type(step.layer).__name__}"
+        expected = f"a tuple of tensors of shapes {shapes} at `{step.operation.path}`"
+        raise InvalidArgument(message(name, expected, received))
     return results

@@ -21,15 +21,28 @@ import numpy as np
 import tensorflow as tf
 
 from tfcausal.graph import Activations, OperationGraph
-from tfcausal.saliency.base import Explainer
-from tfcausal.saliency.propagation import Rule, RuleTable, Step, propagate
-
-RULES = RuleTable("wbp")
+from tfcausal.saliency.base import Explainer, Images
+from tfcausal.saliency.propagation import (
+    GRADIENT,
+    Fallback,
+    Rules,
+    WithFallback,
+    check,
+    check_fallback,
+    propagate,
+    unsupported,
+)
+from tfcausal.saliency.wbp_rules import RULES
 
 
 def weight_back_propagation(
-    graph: OperationGraph, activations: Activations, classes: tf.Tensor, training: bool = False, with_bias: bool = False
-) -> tuple[tf.Tensor, tf.Tensor | None]:
+    graph: OperationGraph,
+    activations: Activations,
+    classes: tf.Tensor,
+    training: bool = False,
+    with_bias: bool = False,
+    rules: Rules = RULES,
+) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
     """Saliency of one logit per sample, as a differentiable function of one forward pass.
 
     Args:
@@ -38,15 +51,17 @@ def weight_back_propagation(
         classes: The class to explain, integers (N,) in [0, classes).
         training: Whether the forward pass was run in training mode; batch statistics then count as constants.
         with_bias: Whether to sum up what the additive constants contribute.
+        rules: The rule of every operation.
 
     Returns:
-        Maps in the shape of the input, and the bias (N,) or None. With it, the chosen logit equals the sum of the
-        map plus the bias.
+        Maps, one in the shape of every input of the model, and the bias (N,) or None. With it, the chosen logit equals
+        the sum of the maps plus the bias.
     """
     dtype = activations[graph.logits].dtype
     start = tf.one_hot(classes, graph.num_classes, dtype=dtype if dtype.size > 2 else tf.float32)
-    weights, bias = propagate(graph, activations, start, RULES, training, with_offsets=with_bias)
-    return weights * tf.cast(activations[graph.input], weights.dtype), bias
+    weights, bias = propagate(graph, activations, start, rules, training, with_offsets=with_bias)
+    pairs = zip(weights, graph.inputs, strict=True)
+    return tuple(weight * tf.cast(activations[position], weight.dtype) for weight, position in pairs), bias
 
 
 @dataclass(frozen=True)
@@ -54,25 +69,33 @@ class Decomposition:
     """A logit taken apart: `logits == maps.sum(over all axes but the first) + bias`, up to rounding.
 
     Attributes:
-        maps: What every input value contributes to the logit, float32 in the shape of the input.
+        maps: What every input value contributes to the logit, float32 in the shape of the input; for a model of
+            several inputs a list or dictionary of maps, as the inputs were given.
         bias: What the additive constants of the layers contribute, float32 (N,).
         logits: The logit of the class that is explained, float32 (N,).
+        fallbacks: Paths of the operations for which the plain gradient stood in (`fallback="gradient"`): what is left
+            of them beside their gradient counts as bias, so that the sum tells nothing about them.
     """
 
-    maps: np.ndarray
+    maps: Any
     bias: np.ndarray
     logits: np.ndarray
+    fallbacks: tuple[str, ...] = ()
 
 
 class WBP(Explainer):
     """Explain a classifier by weight back-propagation.
 
     Args:
-        model: A functional or built Sequential Keras classifier.
+        model: A Keras classifier: functional, Sequential, nested, or subclassed and called once.
+        output: Which output is explained, by name or position; may be None where there is only one.
         batch_size: Images per forward pass; None chooses by the model's size. It never changes a map.
+        fallback: What to do with an operation that WBP has no rule for: None raises, `"gradient"` uses its plain
+            gradient and records its path in `fallbacks`.
 
     Raises:
-        UnsupportedOperation: The model contains a layer that WBP has no rule for.
+        InvalidArgument: As for :class:`Explainer`, or an unknown fallback.
+        UnsupportedOperation: The model contains an operation that WBP has no rule for.
 
     Example:
         >>> import keras, numpy as np
@@ -83,22 +106,39 @@ class WBP(Explainer):
 
     name = "wbp"
 
-    def __init__(self, model: keras.Model, batch_size: int | None = None) -> None:
-        super().__init__(model, batch_size)
-        RULES.check(self.graph)
+    def __init__(
+        self,
+        model: keras.Model,
+        output: str | int | None = None,
+        batch_size: int | None = None,
+        fallback: Fallback = None,
+    ) -> None:
+        check_fallback(fallback)
+        super().__init__(model, output, batch_size)
+        self._rules: Rules = RULES
+        if fallback is None:
+            check(self.graph, RULES)
+        else:
+            self.fallbacks = tuple(unsupported(self.graph, RULES))
+            self._rules = WithFallback(RULES, GRADIENT)
         self._decompose: Callable[..., Any] | None = None
 
-    def maps(self, images: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+    def keeps(self, layer: Any) -> bool:
+        """Whether a layer has a rule of its own."""
+        return super().keeps(layer) or type(layer) in RULES
+
+    def maps(self, inputs: tuple[tf.Tensor, ...], classes: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Compiled by the base class."""
-        activations = self.graph.run(images)
-        saliency, _ = weight_back_propagation(self.graph, activations, self.resolve(activations, classes))
+        activations = self.graph.run(inputs)
+        classes = self.resolve(activations, classes)
+        saliency, _ = weight_back_propagation(self.graph, activations, classes, rules=self._rules)
         return saliency
 
-    def decompose(self, images: np.ndarray, targets: object = None) -> Decomposition:
+    def decompose(self, images: Images, targets: object = None) -> Decomposition:
         """Take the logit of a class apart into what the pixels and what the additive constants contribute.
 
         Args:
-            images: Batch in the model's input space, (N, height, width, channels).
+            images: Batch in the model's input space, as for calling the explainer.
             targets: Class indices (N,), one-hot rows (N, classes), or None for the predicted class.
 
         Returns:
@@ -109,207 +149,12 @@ class WBP(Explainer):
         """
         if self._decompose is None:
             self._decompose = self.compiled(self._decompose_batch)
-        maps, bias, logits = self.in_batches(self._decompose, images, targets)
-        return Decomposition(maps, bias, logits)
+        *maps, bias, logits = self.in_batches(self._decompose, images, targets)
+        return Decomposition(self.as_given(images, maps), bias, logits, self.fallbacks)
 
-    def _decompose_batch(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        activations = self.graph.run(images)
+    def _decompose_batch(self, inputs: tuple[tf.Tensor, ...], classes: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        activations = self.graph.run(inputs)
         classes = self.resolve(activations, classes)
-        maps, bias = weight_back_propagation(self.graph, activations, classes, with_bias=True)
+        maps, bias = weight_back_propagation(self.graph, activations, classes, with_bias=True, rules=self._rules)
         logits = tf.gather(activations[self.graph.logits], classes, batch_dims=1)
-        return tuple(tf.cast(value, tf.float32) for value in (maps, bias, logits))
-
-
-def _inner(cotangent: tf.Tensor, constant: tf.Tensor) -> tf.Tensor:
-    """Inner product with a constant per channel (last axis): (N, ..., C) and (C,) give (N,)."""
-    channels = tf.reduce_sum(cotangent, axis=list(range(1, cotangent.shape.rank - 1)))
-    return tf.linalg.matvec(channels, tf.cast(constant, cotangent.dtype))
-
-
-def _bias_offset(step: Step, cotangent: tf.Tensor) -> tf.Tensor:
-    if not step.layer.use_bias:
-        return tf.zeros(tf.shape(cotangent)[:1], cotangent.dtype)
-    return _inner(cotangent, tf.convert_to_tensor(step.layer.bias))
-
-
-def _kernel(step: Step, cotangent: tf.Tensor) -> tf.Tensor:
-    return tf.cast(tf.convert_to_tensor(step.layer.kernel), cotangent.dtype)
-
-
-def _dense(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    return (tf.tensordot(cotangent, _kernel(step, cotangent), [[-1], [1]]),)
-
-
-def _conv2d(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    return (
-        tf.nn.conv2d_transpose(
-            cotangent,
-            _kernel(step, cotangent),
-            output_shape=tf.shape(step.inputs[0]),
-            strides=step.layer.strides,
-            padding=step.layer.padding.upper(),
-        ),
-    )
-
-
-def _refuse_conv2d(layer: Any) -> str | None:
-    if layer.groups != 1 or any(rate != 1 for rate in layer.dilation_rate):
-        return f"has groups={layer.groups} and dilation_rate={layer.dilation_rate}; both must be 1"
-    return _refuse_channels_first(layer)
-
-
-def _refuse_quantized(layer: Any) -> str | None:
-    mode = getattr(layer, "quantization_mode", None)
-    return None if mode is None else f"is quantized to {mode}, which is not handled"
-
-
-def _refuse_channels_first(layer: Any) -> str | None:
-    data_format = getattr(layer, "data_format", "channels_last")
-    return None if data_format == "channels_last" else f"has data_format={data_format!r}; it must be 'channels_last'"
-
-
-def batch_norm_statistics(layer: Any, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """The mean and variance (C,) that a batch normalisation uses on a batch in inference or in training mode."""
-    if training and layer.trainable:
-        axes = [axis for axis in range(inputs.shape.rank) if axis != inputs.shape.rank - 1]
-        # In float32 under mixed precision too, as Keras has it.
-        return tf.nn.moments(tf.cast(inputs, layer.variable_dtype), axes)
-    return tf.convert_to_tensor(layer.moving_mean), tf.convert_to_tensor(layer.moving_variance)
-
-
-def batch_norm_affine(layer: Any, mean: tf.Tensor, variance: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Gain and shift (C,) with which a batch normalisation is `x * gain + shift`, its statistics given."""
-    gain = tf.math.rsqrt(variance + layer.epsilon)
-    if layer.scale:
-        gain = gain * tf.cast(tf.convert_to_tensor(layer.gamma), gain.dtype)
-    shift = -mean * gain
-    if layer.center:
-        shift = shift + tf.cast(tf.convert_to_tensor(layer.beta), shift.dtype)
-    return gain, shift
-
-
-def _batch_norm(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    gain, _ = batch_norm_affine(step.layer, *batch_norm_statistics(step.layer, step.inputs[0], step.training))
-    return (cotangent * tf.cast(gain, cotangent.dtype),)
-
-
-def _batch_norm_offset(step: Step, cotangent: tf.Tensor) -> tf.Tensor:
-    _, shift = batch_norm_affine(step.layer, *batch_norm_statistics(step.layer, step.inputs[0], step.training))
-    return _inner(cotangent, shift)
-
-
-def _refuse_batch_norm(layer: Any) -> str | None:
-    axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
-    if axis not in (-1, layer.input_spec.ndim - 1):
-        return f"normalises axis {axis}; it must be the last"
-    return "uses renorm, which is not handled" if getattr(layer, "renorm", False) else None
-
-
-def _relu(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    return (tf.raw_ops.ReluGrad(gradients=cotangent, features=step.output),)
-
-
-def _refuse_relu(layer: Any) -> str | None:
-    if layer.max_value is not None or layer.negative_slope != 0 or layer.threshold != 0:
-        return "has a maximum, a slope or a threshold; only the plain ReLU is handled"
-    return None
-
-
-def _activation(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    return (cotangent,) if step.layer.activation is keras.activations.linear else _relu(step, cotangent)
-
-
-def _refuse_activation(layer: Any) -> str | None:
-    if layer.activation in (keras.activations.relu, keras.activations.linear):
-        return None
-    name = getattr(layer.activation, "__name__", type(layer.activation).__name__)
-    return f"applies `{name}`, which is not handled; `relu` and `linear` are"
-
-
-def _window(layer: Any) -> dict[str, Any]:
-    return {
-        "ksize": (1, *layer.pool_size, 1),
-        "strides": (1, *layer.strides, 1),
-        "padding": layer.padding.upper(),
-    }
-
-
-def _max_pooling(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    return (
-        tf.raw_ops.MaxPoolGrad(
-            orig_input=step.inputs[0], orig_output=step.output, grad=cotangent, **_window(step.layer)
-        ),
-    )
-
-
-def _average_pooling(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    return (tf.raw_ops.AvgPoolGrad(orig_input_shape=tf.shape(step.inputs[0]), grad=cotangent, **_window(step.layer)),)
-
-
-def _restore_axes(step: Step, pooled: tf.Tensor) -> tf.Tensor:
-    return pooled if step.layer.keepdims else pooled[:, tf.newaxis, tf.newaxis, :]
-
-
-def _global_average_pooling(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    shape = tf.shape(step.inputs[0])
-    share = _restore_axes(step, cotangent) / tf.cast(shape[1] * shape[2], cotangent.dtype)
-    return (tf.broadcast_to(share, shape),)
-
-
-def _global_max_pooling(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    winners = tf.cast(tf.equal(step.inputs[0], _restore_axes(step, step.output)), cotangent.dtype)
-    share = winners / tf.reduce_sum(winners, axis=(1, 2), keepdims=True)
-    return (share * _restore_axes(step, cotangent),)
-
-
-def _reshape(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    return (tf.reshape(cotangent, tf.shape(step.inputs[0])),)
-
-
-def _dropout(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    if not step.training or step.layer.rate == 0:
-        return (cotangent,)
-    # The mask that was drawn: 0 or 1 / (1 - rate). Where the input is 0, so is its contribution, whatever the mask.
-    drawn = tf.stop_gradient(tf.math.divide_no_nan(step.output, step.inputs[0]))
-    return (cotangent * drawn,)
-
-
-def _add(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    return tuple(_summed_to(cotangent, source) for source in step.inputs)
-
-
-def _summed_to(cotangent: tf.Tensor, source: tf.Tensor) -> tf.Tensor:
-    """The adjoint of broadcasting `source` to the shape of the cotangent; Keras puts missing axes behind the batch."""
-    cotangent = tf.reduce_sum(cotangent, axis=list(range(1, 1 + cotangent.shape.rank - source.shape.rank)))
-    axes = [axis for axis in range(1, source.shape.rank) if source.shape[axis] == 1 and cotangent.shape[axis] != 1]
-    return tf.reduce_sum(cotangent, axis=axes, keepdims=True) if axes else cotangent
-
-
-def _concatenate(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    axis = step.layer.axis
-    return tuple(tf.split(cotangent, [tf.shape(source)[axis] for source in step.inputs], axis=axis))
-
-
-def _zero_padding(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    (top, _), (left, _) = step.layer.padding
-    shape = tf.shape(step.inputs[0])
-    return (cotangent[:, top : top + shape[1], left : left + shape[2], :],)
-
-
-for _layer_class, _rule in {
-    keras.layers.Dense: Rule(_dense, _bias_offset, _refuse_quantized),
-    keras.layers.Conv2D: Rule(_conv2d, _bias_offset, _refuse_conv2d),
-    keras.layers.BatchNormalization: Rule(_batch_norm, _batch_norm_offset, _refuse_batch_norm),
-    keras.layers.ReLU: Rule(_relu, refuse=_refuse_relu),
-    keras.layers.Activation: Rule(_activation, refuse=_refuse_activation),
-    keras.layers.MaxPooling2D: Rule(_max_pooling, refuse=_refuse_channels_first),
-    keras.layers.AveragePooling2D: Rule(_average_pooling, refuse=_refuse_channels_first),
-    keras.layers.GlobalAveragePooling2D: Rule(_global_average_pooling, refuse=_refuse_channels_first),
-    keras.layers.GlobalMaxPooling2D: Rule(_global_max_pooling, refuse=_refuse_channels_first),
-    keras.layers.Flatten: Rule(_reshape, refuse=_refuse_channels_first),
-    keras.layers.Dropout: Rule(_dropout),
-    keras.layers.Add: Rule(_add),
-    keras.layers.Concatenate: Rule(_concatenate),
-    keras.layers.ZeroPadding2D: Rule(_zero_padding, refuse=_refuse_channels_first),
-}.items():
-    RULES.register(_layer_class, _rule)
+        return tuple(tf.cast(value, tf.float32) for value in (*maps, bias, logits))
