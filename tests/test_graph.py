@@ -523,3 +523,85 @@ def test_heads_of_every_kind_are_split_off(head, classes):
     assert graph.producer(graph.logits).path == "logits"
     values = np.random.default_rng(0).normal(size=(2, 4)).astype("float32")
     np.testing.assert_allclose(graph.head(graph.run(values)[graph.logits]), model(values), atol=1e-6)
+
+
+def test_a_dictionary_is_taken_by_the_names_of_a_nested_models_inputs():
+    first, second = keras.Input((4,), name="b"), keras.Input((4,), name="a")
+    inner = keras.Model([first, second], L.Dense(3)(first) + 2.0 * L.Dense(3)(second), name="inner")
+    left, right = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model([left, right], inner({"b": left, "a": right}))
+    values = list(np.random.default_rng(0).normal(size=(2, 3, 4)).astype("float32"))
+    graph = OperationGraph(model)
+    np.testing.assert_allclose(graph.run(values)[graph.logits], model(values), atol=1e-6)
+
+
+class Transfer(keras.Model):
+    """The idiom of transfer learning: the backbone's statistics stay as they are, whatever the model is told."""
+
+    def __init__(self):
+        super().__init__(name="transfer")
+        inputs = keras.Input(SHAPE)
+        self.backbone = keras.Model(inputs, L.BatchNormalization(name="norm")(inputs), name="backbone")
+        self.top = L.BatchNormalization(name="top")
+        self.pool, self.head = L.GlobalAveragePooling2D(), L.Dense(3)
+
+    def call(self, inputs, training=None):
+        return self.head(self.pool(self.top(self.backbone(inputs, training=False), training=training)))
+
+
+def test_a_mode_that_a_call_fixes_stays_fixed():
+    model = Transfer()
+    model(images_of())
+    graph = OperationGraph(model, in_training=True)
+    inner, outer = graph.find("backbone/norm"), graph.find("top")
+    assert (inner.fixed_training, outer.fixed_training) == (False, None)
+    assert (inner.trains(True), outer.trains(True)) == (False, True)
+    expected = Transfer()
+    expected(images_of())
+    expected.set_weights(model.get_weights())
+    trained = graph.run(3 * images_of() + 1, training=True)[graph.logits]
+    np.testing.assert_allclose(trained, expected(3 * images_of() + 1, training=True), atol=1e-5)
+    for weight, other in zip(model.weights, expected.weights, strict=True):
+        np.testing.assert_allclose(weight, other, atol=1e-6)
+
+
+class Uncertain(keras.Model):
+    """Drops at inference, too."""
+
+    def __init__(self):
+        super().__init__(name="uncertain")
+        self.drop, self.flat, self.head = L.Dropout(0.5, name="drop"), L.Flatten(), L.Dense(3)
+
+    def call(self, inputs):
+        return self.head(self.flat(self.drop(inputs, training=True)))
+
+
+def test_dropout_that_is_always_on_stays_on():
+    model = Uncertain()
+    model(images_of())
+    graph = OperationGraph(model)
+    drop = graph.find("drop")
+    assert drop.fixed_training is True
+    dropped = graph.run(tf.ones((3, *SHAPE)))[drop.output]
+    assert set(np.unique(dropped)) == {0, 2}
+
+
+class Named(keras.Model):
+    def __init__(self):
+        super().__init__(name="named")
+        self.head = L.Dense(3)
+
+    def call(self, inputs):
+        return self.head(inputs["zoom"] - 2.0 * inputs["age"])
+
+
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict:UserWarning")
+def test_inputs_of_a_dictionary_are_called_by_its_keys():
+    model = Named()
+    values = {"zoom": np.ones((2, 4), "float32"), "age": np.full((2, 4), 3.0, "float32")}
+    model(values)
+    graph = OperationGraph(model)
+    assert graph.input_names == ("age", "zoom")
+    np.testing.assert_allclose(graph.run([values["age"], values["zoom"]])[graph.logits], model(values), atol=1e-6)
+    inputs = keras.Input((4,), name="x")
+    assert OperationGraph(keras.Model({"img": inputs}, L.Dense(2)(inputs))).input_names == ("img",)

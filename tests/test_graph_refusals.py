@@ -135,3 +135,25 @@ def test_logits_that_are_maps_are_refused():
 def test_only_keras_models_have_a_graph(model):
     with pytest.raises(InvalidArgument, match=f"`model`: expected a keras.Model; received {type(model).__name__}"):
         OperationGraph(model)
+
+
+class TwoArguments(Subclassed):
+    def call(self, first, second):
+        return self.dense(first + second)
+
+
+def test_models_of_several_arguments_say_so():
+    model = TwoArguments(name="own")
+    model(np.ones((2, 4)), np.ones((2, 4)))
+    with pytest.raises(UnsupportedOperation, match="It is called with several arguments: have its `call` take one"):
+        OperationGraph(model)
+
+
+def test_calls_that_keras_converts_without_a_word_are_refused():
+    column, whole = keras.Input((4, 1)), keras.Input((4,), dtype="uint8")
+    for inputs in (column, whole):
+        inner = keras.Model(inputs, L.Flatten()(L.Rescaling(0.5)(inputs)), name="inner")
+        outer = keras.Input((4,))
+        model = keras.Model(outer, L.Dense(2)(inner(outer)))
+        with pytest.raises(UnsupportedOperation, match=r"Model `inner` takes .* and is called on float32 of shape"):
+            OperationGraph(model)

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfcausal import keras_api
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
-from tfcausal.functional import Shape, functional_graph, nested_graph
+from tfcausal.functional import Shape, functional_graph, nested_graph, traced
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Operation:
         sources: The steps that the inputs come from; None for an input of the model.
         arguments: Puts one tensor for every input into the places that they have in the call, beside its constants.
         constants: What else the call was given, except None and `training`.
+        fixed_training: Whether this call is always made in training or in inference mode; None where it follows the
+            model. Only a `call` of a user's own can fix it.
     """
 
     path: str
@@ -53,6 +55,7 @@ class Operation:
     sources: tuple[Operation | None, ...] = field(repr=False)
     arguments: keras_api.Arguments = field(repr=False)
     constants: tuple[Any, ...] = field(default=(), repr=False)
+    fixed_training: bool | None = field(default=None, repr=False)
 
     @property
     def output(self) -> int:
@@ -64,10 +67,14 @@ class Operation:
         """Static shape of the first tensor that comes out."""
         return self.shapes[0]
 
+    def trains(self, training: bool) -> bool:
+        """Whether the step is run in training mode when the model is, or is not."""
+        return training if self.fixed_training is None else self.fixed_training
+
     def run(self, activations: Mapping[int, tf.Tensor], training: bool) -> list[tf.Tensor]:
         """Compute the outputs from the tensors by position, as the model does."""
         args, kwargs = self.arguments([activations[position] for position in self.inputs])
-        return keras.tree.flatten(keras_api.call_operation(self.layer, args, kwargs, training))
+        return keras.tree.flatten(keras_api.call_operation(self.layer, args, kwargs, self.trains(training)))
 
     def compute(self, inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Compute the outputs at inference from one tensor for every input, in the dtype of these tensors."""
@@ -129,7 +136,7 @@ class OperationGraph:
         symbolic = keras_api.input_tensors(functional)
         self.inputs = tuple(range(len(symbolic)))
         self.input_shapes: tuple[Shape, ...] = tuple(tuple(tensor.shape) for tensor in symbolic)
-        self.input_names = tuple(tensor.name for tensor in symbolic)
+        self.input_names = keras_api.input_names(functional)
         self.input_dtypes = tuple(tensor.dtype for tensor in symbolic)
         outputs = builder.add(functional, builder.new_tensors(self.input_shapes), prefix="")
         chosen = _chosen_output(model, functional, output)
@@ -276,28 +283,36 @@ class _Builder:
         self.shapes.extend(shapes)
         return tuple(range(len(self.shapes) - len(shapes), len(self.shapes)))
 
-    def add(self, functional: Any, inputs: Sequence[int], prefix: str) -> tuple[int, ...]:
+    def add(
+        self, functional: Any, inputs: Sequence[int], prefix: str, fixed_training: bool | None = None
+    ) -> tuple[int, ...]:
         """Append the operations of a functional model; gives the positions of its outputs."""
         position = dict(zip(keras_api.input_ids(functional), inputs, strict=True))
         for node in keras_api.nodes(functional):
             sources = tuple(position[identity] for identity in node.input_ids)
             path = self._unused(f"{prefix}{keras_api.operation_name(node.operation)}", self.layer_outputs)
-            inner = self._expanded(node, path, sources)
-            outputs = self._append(node, path, sources) if inner is None else self.add(inner, sources, f"{path}/")
+            fixed = fixed_training if node.fixed_training is None else node.fixed_training
+            inner, order = self._expanded(node, path, sources)
+            if inner is None:
+                outputs = self._append(node, path, sources, fixed)
+            else:
+                outputs = self.add(inner, [sources[place] for place in order], f"{path}/", fixed)
             self.layer_outputs[path] = (node.operation, outputs)
             position.update(zip(node.output_ids, outputs, strict=True))
         return tuple(position[identity] for identity in keras_api.output_ids(functional))
 
-    def _expanded(self, node: keras_api.Node, path: str, sources: Sequence[int]) -> Any | None:
-        """The graph of a nested model, or of a layer of a user's own; None for what is one operation."""
+    def _expanded(self, node: keras_api.Node, path: str, sources: Sequence[int]) -> tuple[Any | None, Sequence[int]]:
+        """The graph of a nested model or of a layer of a user's own, and its inputs; None for what is one operation."""
         layer, shapes = node.operation, [self.shapes[source] for source in sources]
         if isinstance(layer, keras.Model):
             return nested_graph(node, path, shapes, self._in_training)
         if isinstance(layer, keras.layers.Layer) and not self._keep(layer):
-            return keras_api.traced(layer, node.arguments, shapes, self._in_training)
-        return None
+            return traced(layer, node.arguments, shapes, self._in_training), range(len(sources))
+        return None, ()
 
-    def _append(self, node: keras_api.Node, path: str, sources: tuple[int, ...]) -> tuple[int, ...]:
+    def _append(
+        self, node: keras_api.Node, path: str, sources: tuple[int, ...], fixed_training: bool | None
+    ) -> tuple[int, ...]:
         layer = node.operation
         activation = layer.activation if keras_api.ends_with_activation(layer) else None
         fused = activation is not None and activation is not keras.activations.linear
@@ -310,6 +325,7 @@ class _Builder:
             outputs,
             node.arguments,
             node.constants,
+            fixed_training,
         )
         if not fused:
             return outputs
@@ -333,6 +349,7 @@ class _Builder:
         outputs: tuple[int, ...],
         arguments: keras_api.Arguments,
         constants: tuple[Any, ...] = (),
+        fixed_training: bool | None = None,
     ) -> None:
         operation = Operation(
             path=path,
@@ -344,6 +361,7 @@ class _Builder:
             sources=tuple(self._producers.get(source) for source in inputs),
             arguments=arguments,
             constants=constants,
+            fixed_training=fixed_training,
         )
         self.operations.append(operation)
         self._paths.add(path)

@@ -29,18 +29,25 @@ class Node:
     Attributes:
         operation: The layer or other Keras operation that was called.
         input_ids: Identity of every tensor that goes in, in the order of the arguments.
+        input_dtypes: Dtype of every tensor that goes in.
         output_ids: Identity of every tensor that comes out.
         output_shapes: Static shape of every tensor that comes out, None where unknown.
         arguments: Takes one tensor for each of `input_ids` and gives the positional and keyword arguments of the call.
         constants: What the call was given that is neither a tensor of the model nor `training`.
+        training: The `training` that the call was given; None where it was given none.
+        fixed_training: The `training` that a call inside a traced `call` gives whatever it was told itself; None where
+            it hands on what it is told.
     """
 
     operation: Any
     input_ids: tuple[int, ...]
+    input_dtypes: tuple[str, ...]
     output_ids: tuple[int, ...]
     output_shapes: tuple[tuple[int | None, ...], ...]
     arguments: Arguments
     constants: tuple[Any, ...]
+    training: bool | None = None
+    fixed_training: bool | None = None
 
 
 def functional_graph(model: Any) -> Any | None:
@@ -63,6 +70,7 @@ def overrides_call(model: Any) -> bool:
 
 def nodes(functional: Any) -> Iterator[Node]:
     """The calls of a functional model in an order in which they can be carried out, its inputs left out."""
+    fixed = iter(getattr(functional, "fixed_training", ()))
     for depth in sorted(functional._nodes_by_depth, reverse=True):
         for node in functional._nodes_by_depth[depth]:
             if node.is_input:
@@ -72,12 +80,15 @@ def nodes(functional: Any) -> Iterator[Node]:
             yield Node(
                 operation=node.operation,
                 input_ids=tuple(id(tensor) for tensor in node.input_tensors),
+                input_dtypes=tuple(tensor.dtype for tensor in node.input_tensors),
                 output_ids=tuple(id(tensor) for tensor in node.outputs),
                 output_shapes=tuple(tuple(tensor.shape) for tensor in node.outputs),
                 arguments=_filled_in(node.arguments),
                 constants=tuple(
                     value for value in values if not isinstance(value, keras.KerasTensor) and value is not None
                 ),
+                training=node.arguments.kwargs.get("training"),
+                fixed_training=next(fixed, None),
             )
 
 
@@ -94,6 +105,24 @@ def _filled_in(symbolic: Any) -> Arguments:
 def input_tensors(functional: Any) -> list[Any]:
     """The symbolic inputs of a functional model; each has a shape, a dtype and a name."""
     return list(functional.inputs)
+
+
+def input_names(functional: Any) -> tuple[str, ...]:
+    """Names of the inputs of a functional model: the keys where they are a dictionary, else those of the tensors."""
+    if isinstance(functional._inputs_struct, dict):
+        return tuple(sorted(functional._inputs_struct))
+    return tuple(tensor.name for tensor in functional.inputs)
+
+
+def input_order(functional: Any, arguments: Arguments, count: int) -> tuple[int, ...]:
+    """Which of the tensors of a call stand for the inputs of a functional model, one after the other.
+
+    Keras takes a dictionary by the names of the inputs where the model was made of a list of them.
+    """
+    args, _ = arguments(list(range(count)))
+    if isinstance(args[0], dict) and not isinstance(functional._inputs_struct, dict):
+        return tuple(args[0][tensor.name] for tensor in functional.inputs)
+    return tuple(keras.tree.flatten(args[0]))
 
 
 def input_ids(functional: Any) -> tuple[int, ...]:
@@ -126,59 +155,13 @@ def _training(operation: Any, training: bool) -> dict[str, bool]:
     return {"training": training} if "training" in inspect.signature(operation.call).parameters else {}
 
 
-def traced(
-    layer: Any, arguments: Arguments, shapes: Sequence[Sequence[int | None]], in_training: bool = False
-) -> Any | None:
-    """The operations that the `call` of a layer or model of a user's own is made of, as a functional graph.
-
-    Args:
-        layer: The layer; it has been built.
-        arguments: Takes one tensor for each of `shapes` and gives the arguments of the call.
-        shapes: Shapes of the tensors that the layer is called on, the batch axis first.
-        in_training: Whether the graph has to hold in training, too. It is that of inference, made of layers that are
-            told themselves when they train.
-
-    Returns:
-        A graph that :func:`nodes` takes; None where the call cannot be followed: it uses TensorFlow functions on its
-        tensors, depends on their values, computes tensors beside the graph, which would be frozen in it, or, with
-        `in_training`, calls other operations in training.
-    """
-    with _nodes_kept(layer):
-        try:
-            first, second = (_trace(layer, arguments, shapes, training=False) for _ in range(2))
-            other = _trace(layer, arguments, shapes, training=True) if in_training else first
-        except Exception as error:
-            logger.debug("`%s` cannot be traced: %s", layer.name, error)
-            return None
-    # What is created anew in each call was computed from something, such as a weight, and would never change again.
-    return first if _description(first) == _description(second) == _description(other) else None
-
-
-def _trace(layer: Any, arguments: Arguments, shapes: Sequence[Sequence[int | None]], training: bool) -> Any:
-    inputs = [keras.Input(batch_shape=(None, *shape[1:])) for shape in shapes]
-    args, kwargs = arguments(inputs)
-    return keras.Function(inputs, keras.tree.flatten(layer.call(*args, **{**kwargs, **_training(layer, training)})))
-
-
-def _description(functional: Any) -> list[Any]:
-    """What a graph computes from what: equal for two traces of one call that does the same each time."""
-    order = {identity: place for place, identity in enumerate(input_ids(functional))}
-    calls = []
-    for node in nodes(functional):
-        operation = node.operation
-        kind = id(operation) if isinstance(operation, keras.layers.Layer) else type(operation).__name__
-        constants = [
-            id(value) if tf.is_tensor(value) or isinstance(value, keras.Variable) else repr(value)
-            for value in node.constants
-        ]
-        calls.append((kind, [order[identity] for identity in node.input_ids], constants))
-        for identity in node.output_ids:
-            order[identity] = len(order)
-    return [calls, [order[identity] for identity in output_ids(functional)]]
+def call_in_mode(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> list[Any]:
+    """What the `call` of a layer gives in a mode, as a flat list; on symbolic tensors, the graph of what it calls."""
+    return keras.tree.flatten(layer.call(*args, **{**kwargs, **_training(layer, training)}))
 
 
 @contextmanager
-def _nodes_kept(layer: Any) -> Iterator[None]:
+def nodes_kept(layer: Any) -> Iterator[None]:
     """Leave no trace of symbolic calls in the layers that are called: `layer.output` would change its meaning."""
     layers = [layer, *layer._flatten_layers(include_self=False)]
     operations = [operation for part in layers for operation in (part, *getattr(part, "_operations", ()))]
@@ -190,8 +173,11 @@ def _nodes_kept(layer: Any) -> Iterator[None]:
             part._inbound_nodes[:], part._outbound_nodes[:] = inbound, outbound
 
 
-def called_with(model: Any) -> tuple[Arguments, list[tuple[int | None, ...]]] | None:
-    """How a subclassed model has been built or called: its arguments and their shapes; None where it has not been."""
+def called_with(model: Any) -> tuple[Arguments, list[tuple[int | None, ...]], list[str] | None] | None:
+    """How a subclassed model has been built or called: its arguments, their shapes, and their names in a dictionary.
+
+    None where it has not been, or with several arguments.
+    """
     if hasattr(model, "_inputs_struct"):
         structure = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), model._inputs_struct)
     else:
@@ -206,7 +192,14 @@ def called_with(model: Any) -> tuple[Arguments, list[tuple[int | None, ...]]] | 
         remaining = iter(tensors)
         return (keras.tree.map_shape_structure(lambda shape: next(remaining), structure),), {}
 
-    return arguments, shapes
+    return arguments, shapes, sorted(structure) if isinstance(structure, dict) else None
+
+
+def takes_several_arguments(model: Any) -> bool:
+    """Whether the `call` of a subclassed model needs several arguments, `model(a, b)`."""
+    parameters = inspect.signature(model.call).parameters.values()
+    needed = [parameter for parameter in parameters if parameter.default is parameter.empty and parameter.kind < 2]
+    return len(needed) > 1
 
 
 def output_names(functional: Any) -> list[str]:

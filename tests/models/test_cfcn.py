@@ -212,7 +212,6 @@ def test_alpha_outside_its_range(classifier, alpha):
         ([L.Flatten(name="flat"), L.Dense(3, name="dense")], "`dense` before the head"),
         ([L.GlobalMaxPooling2D(name="maximum")], "`maximum` before the head"),
         ([L.GlobalAveragePooling2D(), L.Dense(3, activation="softmax", name="dense")], "`dense` before the head"),
-        ([L.GlobalAveragePooling2D(data_format="channels_first", name="first")], "`first` before the head"),
     ],
 )
 def test_backbone_without_class_maps(layers, received):

@@ -12,6 +12,7 @@ from tfcausal.errors import InvalidArgument, TrainingDiverged, UnsupportedOperat
 from tfcausal.models import ppi
 from tfcausal.models.base import Targets
 from tfcausal.models.ppi import PPIModel
+from tfcausal.saliency.propagation import Rule
 from tfcausal.saliency.wbp import WBP
 
 L = keras.layers
@@ -621,3 +622,40 @@ def test_training_makes_the_masked_images_less_recognisable(classifier, images, 
     model = compiled(PPIModel(classifier(), **options), keras.optimizers.SGD(0.2))
     history = model.fit(images, labels, epochs=12, verbose=0).history
     assert history["contrast_loss"][-1] < 0.5 * history["contrast_loss"][0]
+
+
+def test_a_users_rule_counts_in_training_too(monkeypatch):
+    class Tripled(L.Layer):
+        def call(self, inputs):
+            return 3.0 * inputs
+
+    table = dict(ppi.RULES._rules)
+    monkeypatch.setattr(ppi.RULES, "_rules", table)
+    ppi.RULES.register(Tripled, Rule(lambda step, cotangent: (3.0 * cotangent,)))
+    inputs = keras.Input((8, 8, 3))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(3, 3)(Tripled(name="own")(inputs)))
+    assert PPIModel(keras.Model(inputs, x)).graph.operations[0].path == "own"
+
+
+def test_channels_first_is_refused():
+    inputs = keras.Input((3, 8, 8))
+    x = L.Flatten()(L.ZeroPadding2D(1, data_format="channels_first", name="pad")(inputs))
+    with pytest.raises(InvalidArgument, match="layers with the channels last; received channels first in `pad`"):
+        PPIModel(keras.Model(inputs, L.Dense(2)(x)))
+
+
+def test_a_backbone_whose_statistics_a_call_has_fixed_keeps_them(images, labels):
+    class Transfer(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv = L.BatchNormalization(name="norm"), L.Conv2D(3, 3)
+            self.pool = L.GlobalAveragePooling2D()
+
+        def call(self, inputs, training=None):
+            return self.pool(self.conv(self.norm(inputs, training=False)))
+
+    backbone = Transfer()
+    backbone(images)
+    model = compiled(PPIModel(backbone))
+    model.train_on_batch(images + 3.0, labels)
+    np.testing.assert_array_equal(backbone.norm.moving_mean, np.zeros(3))

@@ -359,3 +359,34 @@ def test_outputs_are_what_the_model_predicts() -> None:
     assert WBP(model, batch_size=2).outputs(images) == pytest.approx(model.predict(images, verbose=0), abs=1e-6)
     with pytest.raises(InvalidArgument, match="`images`"):
         WBP(model).outputs(images[0])
+
+
+def test_values_that_overflow_are_refused_and_give_no_nan():
+    model = keras.Sequential([keras.Input((6, 5, 2)), L.Flatten(), L.Dense(2, kernel_initializer="ones")])
+    with pytest.raises(InvalidArgument, match=r"compute with in its precision; received values up to 3e\+38, which"):
+        WBP(model).decompose(np.full((1, 6, 5, 2), 3e38))
+
+
+def test_images_that_a_layer_cannot_take():
+    inputs = keras.Input((None, None, 2))
+    model = keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(L.Conv2D(3, 5)(inputs))))
+    with pytest.raises(InvalidArgument, match=r"a size that every layer of the model can take; received shape \(1, 3"):
+        WBP(model)(np.ones((1, 3, 3, 2)))
+    with pytest.raises(InvalidArgument, match=r"expected images with pixels; received shape \(1, 0, 7, 2\)"):
+        WBP(model)(np.ones((1, 0, 7, 2)))
+
+
+def test_fractions_are_refused_where_the_model_takes_integers():
+    inputs = keras.Input((6, 5, 2), dtype="uint8")
+    model = keras.Model(inputs, L.Dense(2)(L.Flatten()(L.Rescaling(1 / 255)(inputs))))
+    with pytest.raises(InvalidArgument, match="expected whole numbers, as the model takes uint8; received fractions"):
+        WBP(model)(images_of(1))
+
+
+def test_channels_are_not_reduced_along_the_wrong_axis():
+    inputs = keras.Input((2, 6, 5))
+    model = keras.Model(inputs, L.Dense(2)(L.Flatten()(L.ZeroPadding2D(1, data_format="channels_first")(inputs))))
+    images = np.moveaxis(images_of(2), -1, 1)
+    assert WBP(model)(images).shape == images.shape
+    with pytest.raises(InvalidArgument, match="expected None; received 'sum' for a model with the channels first"):
+        WBP(model)(images, reducer="sum")

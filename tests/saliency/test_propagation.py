@@ -70,8 +70,9 @@ def test_a_rule_for_a_users_layer_takes_part(rules):
 def test_the_message_names_method_layer_path_and_remedy():
     inner = keras.Sequential([keras.Input((4,)), Scale(name="stretch"), L.Dense(2)], name="backbone")
     text = (
-        "wbp: `backbone/stretch` (Scale) has no rule. Write a rule with `tfcausal.register_rule(Scale, method='wbp')`, "
-        "or let the plain gradient stand in with fallback='gradient'."
+        "wbp: `backbone/stretch` (Scale) has no rule and cannot be taken apart: its `call` uses TensorFlow or computes "
+        "with weights alone. Write a rule with `tfcausal.register_rule(Scale, method='wbp')`, or let the plain "
+        "gradient stand in with fallback='gradient'."
     )
     with pytest.raises(UnsupportedOperation, match=re.escape(text)):
         WBP(vector_model(inner))
@@ -324,3 +325,23 @@ def test_every_input_of_a_model_gets_its_message():
     expected = start @ kernel.kernel.numpy().T
     np.testing.assert_allclose(of_first, expected[:, 2:], rtol=1e-5)
     np.testing.assert_allclose(of_second, expected[:, :2], rtol=1e-5)
+
+
+def test_subclasses_of_a_layer_with_a_rule_use_it_everywhere(rules):
+    class Stretched(Scale):
+        def get_config(self):
+            return super().get_config()
+
+    rules.register(Scale, SCALE_RULE)
+    assert Stretched in rules
+    assert Doubled not in rules
+    assert WBP(vector_model(Stretched(name="own"), L.Dense(2))).graph.operations[0].path == "own"
+
+
+def test_an_operation_without_a_rule_is_called_as_users_call_it():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, L.Dense(2)(keras.ops.sqrt(inputs)))
+    with pytest.raises(UnsupportedOperation, match=r"`tfcausal.register_rule\(keras.ops.sqrt, method='wbp'\)`"):
+        WBP(model)
+    with pytest.raises(UnsupportedOperation, match=r"\(Scale\) has no rule and cannot be taken apart: its `call` "):
+        WBP(vector_model(Scale(), L.Dense(2)))

@@ -82,7 +82,7 @@ class CausalClassifier(keras.Model):
     reported: tuple[str, ...] = ()
 
     def __init__(self, backbone: keras.Model, **kwargs: Any) -> None:
-        graph = OperationGraph(backbone, in_training=True)
+        graph = OperationGraph(backbone, keep=self.keeps, in_training=True)
         _check_backbone(graph)
         super().__init__(**kwargs)
         self.backbone = backbone
@@ -90,6 +90,10 @@ class CausalClassifier(keras.Model):
         self.supports_jit = False
         self.built = True
         self.trackers = {name: keras.metrics.Mean(name=name) for name in ("classification_loss", *self.reported)}
+
+    def keeps(self, layer: Any) -> bool:
+        """Whether a layer of the backbone stays whole; others are replaced by what they are made of."""
+        return keras_api.is_keras_layer(layer)
 
     @property
     def explained_network(self) -> keras.Model:
@@ -295,6 +299,8 @@ def _check_backbone(graph: OperationGraph) -> None:
     elif graph.num_classes < 2:
         expected, received = "a classifier of at least 2 classes", f"{graph.num_classes}"
     for operation in graph.operations:
+        if getattr(operation.layer, "data_format", None) == "channels_first":
+            expected, received = "layers with the channels last", f"channels first in `{operation.path}`"
         if getattr(operation.layer, "activity_regularizer", None) is not None:
             expected, received = "layers without an activity regulariser", f"one in `{operation.path}`"
     if expected:

@@ -131,6 +131,10 @@ class PPIModel(CausalClassifier):
         self.divergence_limit = divergence_limit
         self._intervening = warm_up_epochs == 0
 
+    def keeps(self, layer: Any) -> bool:
+        """Whether a layer of the backbone stays whole: it is one of Keras's, or has a rule of its own."""
+        return super().keeps(layer) or type(layer) in RULES
+
     def objective(self, images: tf.Tensor, targets: Targets, training: bool) -> Objective:
         """The three terms in training; in evaluation, and during the warm-up, none."""
         activations = self.graph.run(images, training)
@@ -216,7 +220,8 @@ class PPIModel(CausalClassifier):
         frozen: dict[int, Callable[[tf.Tensor], tf.Tensor]] = {}
         for operation in self.graph.operations:
             if isinstance(operation.layer, keras.layers.BatchNormalization):
-                statistics = batch_norm_statistics(operation.layer, activations[operation.inputs[0]], training=True)
+                inputs, trains = activations[operation.inputs[0]], operation.trains(True)
+                statistics = batch_norm_statistics(operation.layer, inputs, trains)
                 constants = [tf.stop_gradient(value) for value in statistics]
                 frozen[operation.output] = partial(
                     _affine, operation.layer, *batch_norm_affine(operation.layer, *constants)

@@ -61,6 +61,8 @@ class Explainer(ABC):
         self.graph = OperationGraph(model, output, keep=self.keeps)
         _refuse_indices(self.graph, model.name)
         self._model = model
+        layers = [operation.layer for operation in self.graph.operations]
+        self._channels_first = any(getattr(layer, "data_format", None) == "channels_first" for layer in layers)
         fitting = _BATCH_BYTES // (2 * max(1, self.graph.activation_bytes()))
         self.batch_size = batch_size or int(min(_LARGEST_BATCH, max(1, fitting)))
         self._maps: Callable[..., Any] | None = None
@@ -93,6 +95,9 @@ class Explainer(ABC):
                 the classes; an unknown reducer.
         """
         check_reducer(reducer)
+        if reducer is not None and self._channels_first:
+            received = f"{reducer!r} for a model with the channels first"
+            raise InvalidArgument(message("reducer", "None", received, "Reduce the maps along their axis 1."))
         if self._maps is None:
             self._maps = self.compiled(self._float_maps)
         maps = self.in_batches(self._maps, images, targets)
@@ -159,6 +164,17 @@ class Explainer(ABC):
 
         return tf.function(traced, input_signature=signature, autograph=False)
 
+    def _run(self, function: Callable[..., Any], inputs: list[np.ndarray], classes: np.ndarray) -> Any:
+        try:
+            return function(tuple(inputs), classes)
+        except tf.errors.InvalidArgumentError as error:
+            if all(None not in shape[1:] for shape in self.graph.input_shapes):
+                raise
+            received = ", ".join(str(array.shape) for array in inputs)
+            remedy = "Give larger images." if "empty" in error.message or "negative" in error.message.lower() else ""
+            expected = "images of a size that every layer of the model can take"
+            raise InvalidArgument(message("images", expected, f"shape {received}", remedy)) from None
+
     def in_batches(self, function: Callable[..., Any], images: Images, targets: object) -> tuple[np.ndarray, ...]:
         """Check the arguments, then call a compiled function batch by batch and join the results."""
         inputs = check_inputs(images, self.graph)
@@ -167,7 +183,11 @@ class Explainer(ABC):
         results: list[np.ndarray] = []
         for start in range(0, count, self.batch_size):
             part = slice(start, start + self.batch_size)
-            outputs = [value.numpy() for value in function(tuple(array[part] for array in inputs), classes[part])]
+            outputs = [value.numpy() for value in self._run(function, [array[part] for array in inputs], classes[part])]
+            if any(value.dtype.kind == "f" and not np.isfinite(value).all() for value in outputs):
+                expected = "values that the model can compute with in its precision"
+                received = f"values up to {max(np.abs(array[part]).max() for array in inputs):.3g}, which overflow"
+                raise InvalidArgument(message("images", expected, received))
             if not results:
                 results = [np.empty((count, *value.shape[1:]), value.dtype) for value in outputs]
             for result, value in zip(results, outputs, strict=True):
@@ -214,7 +234,7 @@ def check_inputs(images: Images, graph: OperationGraph) -> tuple[np.ndarray, ...
             raise InvalidArgument(message("images", expected, f"the keys {', '.join(map(str, images))}"))
         arrays = [images[name] for name in names]
     elif len(names) == 1:
-        return (check_images(images, shapes[0]),)
+        return (_whole(check_images(images, shapes[0]), graph.input_dtypes[0], "images"),)
     elif isinstance(images, (list, tuple)) and len(images) == len(names):
         arrays = list(images)
     else:
@@ -222,13 +242,20 @@ def check_inputs(images: Images, graph: OperationGraph) -> tuple[np.ndarray, ...
         received = f"a list of {len(images)}" if isinstance(images, (list, tuple)) else type(images).__name__
         raise InvalidArgument(message("images", expected, received))
     checked = tuple(
-        check_images(array, shape, f"images[{name!r}]")
-        for array, shape, name in zip(arrays, shapes, names, strict=True)
+        _whole(check_images(array, shape, f"images[{name!r}]"), dtype, f"images[{name!r}]")
+        for array, shape, dtype, name in zip(arrays, shapes, graph.input_dtypes, names, strict=True)
     )
     if len({len(array) for array in checked}) > 1:
         lengths = ", ".join(str(len(array)) for array in checked)
         raise InvalidArgument(message("images", "inputs with the same number of samples", f"lengths {lengths}"))
     return checked
+
+
+def _whole(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """Refuse fractions where a model takes integers: Keras would cut them off."""
+    if not tf.as_dtype(dtype).is_floating and not (array == np.floor(array)).all():
+        raise InvalidArgument(message(name, f"whole numbers, as the model takes {dtype}", "fractions"))
+    return array
 
 
 def check_images(images: object, input_shape: tuple[int | None, ...], name: str = "images") -> np.ndarray:
@@ -261,6 +288,8 @@ def check_images(images: object, input_shape: tuple[int | None, ...], name: str 
             "Add the batch axis: images[None]." if array.ndim == len(input_shape) - 1 else "Resize the images first."
         )
         raise InvalidArgument(message(name, expected, f"shape {array.shape}", remedy))
+    if array.size == 0 and len(array) > 0:
+        raise InvalidArgument(message(name, "images with pixels", f"shape {array.shape}"))
     if len(array) == 0:
         raise InvalidArgument(message(name, "at least one image", "an empty batch"))
     with np.errstate(over="ignore"):

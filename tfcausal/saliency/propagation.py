@@ -29,7 +29,7 @@ class Step:
         operation: What was called, in which place of the model's graph.
         inputs: The tensors that went in.
         outputs: The tensors that came out.
-        training: Whether the forward pass was run in training mode.
+        training: Whether the layer was run in training mode.
     """
 
     operation: Operation
@@ -140,7 +140,8 @@ class RuleTable:
         self._rules: dict[type, Rule] = {}
 
     def __contains__(self, layer_class: type) -> bool:
-        return layer_class in self._rules
+        kind = next((kind for kind in layer_class.__mro__ if kind in self._rules), None)
+        return kind is not None and not keras_api.overridden(layer_class, kind)
 
     def register(self, kind: type | Callable[..., Any], rule: Rule) -> None:
         """Add a rule.
@@ -178,11 +179,17 @@ class RuleTable:
         kind = next((kind for kind in type(operation.layer).__mro__ if kind in self._rules), None)
         reason = "has no rule" if kind is None else self._objection(operation, kind)
         if kind is None or reason is not None:
-            name = type(operation.layer).__name__
+            name = kind_name = type(operation.layer).__name__
+            if not isinstance(operation.layer, keras.layers.Layer):
+                kind_name = f"keras.ops.{keras_api.operation_name(operation.layer)}"
+            elif kind is None and not keras_api.is_keras_layer(operation.layer):
+                reason = (
+                    "has no rule and cannot be taken apart: its `call` uses TensorFlow or computes with weights alone"
+                )
             raise UnsupportedOperation(
                 f"{self.method}: `{operation.path}` ({name}) {reason}. Write a rule with "
-                f"`tfcausal.register_rule({name}, method={self.method!r})`, or let the plain gradient stand in with "
-                "fallback='gradient'."
+                f"`tfcausal.register_rule({kind_name}, method={self.method!r})`, or let the plain gradient stand in "
+                "with fallback='gradient'."
             )
         return self._rules[kind]
 
@@ -238,7 +245,7 @@ def unsupported(graph: OperationGraph, rules: Rules, training: bool = False) -> 
             errors[operation.path] = error
             reached.update(operation.inputs)
             continue
-        if training and rule.inference_only:
+        if operation.trains(training) and rule.inference_only:
             errors[operation.path] = UnsupportedOperation(
                 f"`{operation.path}` ({type(operation.layer).__name__}) draws at random in training, where its map is "
                 "not known. Move it into the input pipeline."
@@ -292,7 +299,7 @@ def propagate(
             continue
         rule = rules.find(operation)
         inputs, outputs = (tuple(map(value, positions)) for positions in (operation.inputs, operation.outputs))
-        step = Step(operation, inputs, outputs, training)
+        step = Step(operation, inputs, outputs, operation.trains(training))
         filled = tuple(
             tf.zeros_like(output) if incoming is None else incoming
             for incoming, output in zip(received, outputs, strict=True)
