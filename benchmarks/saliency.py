@@ -32,7 +32,7 @@ FORWARD_BATCH = 16
 XPLIQUE_OCCLUSION_BATCH = 64
 # Where Grad-CAM is taken: the name for the peers, and the step that computes the same tensor in the graph of tfcausal.
 CAM_LAYERS = {
-    "VGG16": ("block5_conv3", "block5_conv3/activation"),
+    "VGG16": ("block5_conv3", "block5_conv3"),
     "ResNet50": ("conv5_block3_out", "conv5_block3_out"),
 }
 PEERS = {"tf-keras-vis": "0.8.7", "xplique": "2.0.2", "tf-explain": "0.3.1"}

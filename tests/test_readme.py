@@ -30,7 +30,7 @@ def test_the_library_example_runs(tmp_path, monkeypatch):
         "has_mask": np.ones(8, "float32"),
     }
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    _, code = blocks("python")
     exec(compile(code.replace("epochs=25", "epochs=1"), "README.md", "exec"), names)
     assert names["maps"].shape == (8, 48, 48, 1)
     parts = names["parts"]
@@ -38,6 +38,16 @@ def test_the_library_example_runs(tmp_path, monkeypatch):
     for file in ("model.keras", "plain.keras"):
         loaded = keras.models.load_model(tmp_path / file)
         assert loaded.predict(images, verbose=0) == pytest.approx(names["model"].predict(images, verbose=0), abs=1e-6)
+
+
+def test_the_explaining_example_runs():
+    names = {"photos": np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")}
+    code, _ = blocks("python")
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["maps"].shape == (2, 64, 64, 3)
+    assert names["where"].shape == (2, 64, 64, 1)
+    parts = names["parts"]
+    assert parts.maps.sum((1, 2, 3)) + parts.bias == pytest.approx(parts.logits, rel=1e-3, abs=1e-5)
 
 
 def test_the_commands_of_the_readme_are_accepted(run_command):

@@ -93,6 +93,13 @@ PROPORTIONAL = {
     "sum": (lambda x: ops.sum(x, axis=-1), (SHAPE,)),
     "matmul with a constant": (lambda x: ops.matmul(x, TABLE), (SHAPE,)),
     "einsum with a constant": (lambda x: ops.einsum("nhwc,ck->nkhw", x, TABLE), (SHAPE,)),
+    "fold": (lambda x: ops.fold(L.Reshape((8, 6))(x), (4, 6), (2, 2), stride=2), (SHAPE,)),
+    "grayscale": (lambda x: ops.image.rgb_to_grayscale(x), ((4, 6, 3),)),
+    "blur": (lambda x: ops.image.gaussian_blur(x), (SHAPE,)),
+    "resizing onto a ground": (
+        lambda x: L.Resizing(5, 5, pad_to_aspect_ratio=True, fill_value=0.7)(x),
+        (SHAPE,),
+    ),
     "batch norm alone": (lambda x: L.BatchNormalization()(x), (SHAPE,)),
     "batch norm alone, first axis": (lambda x: L.BatchNormalization(axis=1)(x), (SHAPE,)),
 }
@@ -101,7 +108,9 @@ PROPORTIONAL = {
 @pytest.mark.parametrize("name", PROPORTIONAL)
 def test_linear_operations_divide_in_proportion(name):
     build, shapes = PROPORTIONAL[name]
-    tolerance = 1e-4 if name in ("resizing", "bilinear") else 1e-9  # TensorFlow resizes in float32
+    tolerance = (
+        1e-4 if name in ("resizing", "resizing onto a ground", "bilinear") else 1e-9
+    )  # TensorFlow resizes in float32
     model, images = network(build, *shapes), samples(*shapes)
     maps, absorbed, relevance, outputs = walk(model, images)
     found, constant = matrices(model, shapes)
@@ -156,17 +165,28 @@ ROUTED = {
     "flip": lambda x: ops.flip(ops.transpose(x, (0, 2, 1, 3)), axis=-1),
     "repeat": lambda x: L.RepeatVector(3)(L.Flatten()(x)),
     "space to depth": lambda x: ops.space_to_depth(x, 2),
+    "padding with a number": lambda x: ops.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)), constant_values=2.0),
+    "concatenate with a constant": lambda x: L.Concatenate()([x, np.full((2, 4, 6, 1), 3.0)]),
+    "ops concatenate with a constant": lambda x: ops.concatenate([np.full((2, 1, 6, 2), 3.0), x], axis=1),
+    "stack with a constant": lambda x: ops.stack([x, np.full((2, *SHAPE), 3.0)], axis=1),
+    "patches with padding": lambda x: ops.image.extract_patches(x, (4, 4), padding="same"),
+    "padded images": lambda x: ops.image.pad_images(x, 1, 1, target_height=7, target_width=9),
 }
 
 
 @pytest.mark.parametrize("name", ROUTED)
 def test_what_moves_values_moves_relevance_back(name):
     model = network(ROUTED[name], SHAPE)
-    (maps,), absorbed, relevance, _ = walk(model, samples(SHAPE))
-    ((matrix,), _) = matrices(model, (SHAPE,))
+    images = samples(SHAPE)
+    (maps,), absorbed, relevance, _ = walk(model, images)
+    # Of two images at a time, since a constant of a model can be as long as its batch.
+    ends = [model([np.stack([one.reshape(SHAPE)] * 2)]).numpy()[0] for one in np.eye(48)]
+    matrix = np.stack(ends) - model([np.zeros((2, *SHAPE))]).numpy()[0]
     assert set(np.unique(matrix)) <= {0.0, 1.0}
     np.testing.assert_allclose(maps.reshape(2, -1), relevance @ matrix.T, rtol=0, atol=1e-12)
-    np.testing.assert_array_equal(absorbed, 0)
+    constants = matrix.sum(axis=0) == 0
+    assert constants.any() == ("padd" in name or "constant" in name)
+    np.testing.assert_allclose(absorbed, relevance[:, constants].sum(axis=1), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["pooling", "global", "maximum", "minimum", "ops max"])
@@ -302,7 +322,7 @@ REFUSED = {
     "lambda": (lambda x: L.Lambda(lambda value: value * 2)(x), r"\(Lambda\) has no rule"),
     "glu axis": (lambda x: ops.glu(x, axis=1), "splits another axis than the last"),
     "renorm": (lambda x: L.BatchNormalization(renorm=True)(x), "uses renorm, which is not handled"),
-    "dot": (lambda x: L.Dot(axes=-1, normalize=True)([x, x]), "normalizes its factors, which is not handled"),
+    "dot": (lambda x: L.Dot(axes=-1, normalize=True)([x, x]), "normalises its factors, which is not handled"),
 }
 
 

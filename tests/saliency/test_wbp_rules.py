@@ -348,6 +348,10 @@ OPERATIONS = {
     "einsum with a weight": lambda x: ops.einsum("nhwc,cd->nwd", x, WEIGHT),
     "convolution": lambda x: ops.conv(x, KERNEL, strides=2, padding="same"),
     "depthwise convolution": lambda x: ops.depthwise_conv(x, KERNEL[..., :1]),
+    "separable convolution": lambda x: ops.separable_conv(x, KERNEL[..., :2], np.ones((1, 1, 4, 3)), padding="same"),
+    "fold": lambda x: ops.fold(L.Reshape((12, 5))(x), (2, 6), (2, 2)),
+    "grayscale": lambda x: ops.image.rgb_to_grayscale(ops.concatenate([x, x[..., :1]], axis=-1)),
+    "blur": lambda x: ops.image.gaussian_blur(x),
     "selection": lambda x: ops.where(x > 0.2, 2.0 * x, 1.0 - x),
     "selection by an array": lambda x: ops.where(ARRAY > 0, x, 0.5),
     "square of a maximum": lambda x: ops.maximum(ops.max(x, axis=1), ops.mean(x, axis=1)),
@@ -364,10 +368,11 @@ def test_operation(frozen, name):
 
 def test_functions_that_name_the_batch(frozen):
     images, cotangent = frozen.spaced(2), np.random.default_rng(2).normal(size=(2, 120))
-    repeated = frozen.network(lambda x: ops.broadcast_to(ops.expand_dims(x, 1), (2, 2, *SHAPE)))
+    x = keras.Input(batch_shape=(2, *SHAPE), dtype="float64")
+    repeated = keras.Model(x, L.Flatten()(ops.broadcast_to(ops.expand_dims(x, 1), (2, 2, *SHAPE))))
     weights, _, _ = frozen.walk(repeated, images, cotangent)
     np.testing.assert_allclose(weights, cotangent.reshape(2, 2, *SHAPE).sum(1), rtol=0, atol=1e-12)
-    part = frozen.network(lambda x: ops.slice(x, (0, 1, 2, 0), (2, 3, 4, 1)))
+    part = keras.Model(x, L.Flatten()(ops.slice(x, (0, 1, 2, 0), (2, 3, 4, 1))))
     weights, _, _ = frozen.walk(part, images, cotangent[:, :12])
     expected = np.zeros_like(images)
     expected[:, 1:4, 2:6, :1] = cotangent[:, :12].reshape(2, 3, 4, 1)

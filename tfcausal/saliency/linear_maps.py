@@ -92,12 +92,6 @@ def linear_stages(layer: Any, dtype: tf.DType) -> tuple[LinearStage, ...]:
     return (LinearStage(kernel, bias, _convolution(options), lambda gain: gain),)
 
 
-def refuse_quantised(operation: Operation) -> str | None:
-    """Why a layer with a kernel is not known as a linear map: it may be quantised."""
-    mode = getattr(operation.layer, "quantization_mode", None)
-    return None if mode is None else f"is quantized to {mode}, which is not handled"
-
-
 def _dense(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return tf.tensordot(x, kernel, 1)
 
@@ -208,6 +202,15 @@ def normalisation(layer: Any, x: tf.Tensor) -> tuple[tf.Tensor, tuple[int, ...],
     return inverse if gain is None else inverse * gain, axes, shift
 
 
+def normalisation_gradient(step: Step, cotangent: tf.Tensor) -> tf.Tensor:
+    """The cotangent times the linear map of :func:`normalisation`."""
+    gain, axes, _ = normalisation(step.layer, step.inputs[0])
+    products = gain * grouped(step.layer, cotangent)
+    if axes:
+        products -= tf.reduce_mean(products, axes, keepdims=True)
+    return tf.reshape(products, tf.shape(cotangent))
+
+
 def grouped(layer: Any, x: tf.Tensor) -> tf.Tensor:
     """The tensor in the shape in which a normalisation takes its mean: group normalisation splits the channels."""
     if not isinstance(layer, L.GroupNormalization):
@@ -234,7 +237,7 @@ def places(operation: Operation) -> tuple[tuple[int, ...], ...]:
     where = {id(marker): position for position, marker in enumerate(markers)}
     return tuple(
         tuple(where[id(leaf)] for leaf in keras.tree.flatten(value) if id(leaf) in where)
-        for value in _bound_arguments(operation, markers).values()
+        for value in bound_arguments(operation, markers).values()
     )
 
 
@@ -243,6 +246,12 @@ def attended(operation: Operation) -> int:
     markers = [object() for _ in operation.inputs]
     value = _attention_arguments(operation, markers)["value"]
     return next((position for position, marker in enumerate(markers) if marker is value), -1)
+
+
+def scores_steer(operation: Operation) -> tuple[bool, ...]:
+    """Which inputs of an attention layer only steer: all but the value."""
+    value = attended(operation)
+    return tuple(position != value for position in range(len(operation.inputs)))
 
 
 def attention(step: Step) -> Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]:
@@ -267,45 +276,15 @@ def attention(step: Step) -> Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]:
     return function
 
 
-def refuse_attention(operation: Operation) -> str | None:
-    """Why an attention layer is not known as a linear map: a constant value, a hidden mask, quantised weights."""
-    if attended(operation) < 0:
-        return "attends to a constant, which is not handled"
-    if {"int8", "uint8"}.intersection(weight.dtype for weight in getattr(operation.layer, "weights", ())):
-        return "is quantized, which is not handled"
-    return _hidden_mask(operation)
-
-
-def refuse_mask(operation: Operation) -> str | None:
-    """Why a layer that takes a mask is not known as a linear map: it is given one."""
-    if len(operation.inputs) > 1 or operation.constants:
-        return "is given a mask, which is not handled"
-    return _hidden_mask(operation)
-
-
-def _hidden_mask(operation: Operation) -> str | None:
-    """Whether a mask hangs on the tensors that go in: it is no input, so that no rule sees it."""
-    waiting, seen = list(operation.sources), set()
-    while waiting:
-        source = waiting.pop()
-        if source is None or id(source) in seen:
-            continue
-        seen.add(id(source))
-        if isinstance(source.layer, L.Masking) or getattr(source.layer, "mask_zero", False):
-            return f"uses the mask that `{source.path}` attaches to its output, which is not handled"
-        if getattr(source.layer, "supports_masking", True):
-            waiting.extend(source.sources)
-    return None
-
-
-def _bound_arguments(operation: Operation, inputs: Sequence[Any]) -> dict[str, Any]:
+def bound_arguments(operation: Operation, inputs: Sequence[Any]) -> dict[str, Any]:
+    """The arguments of an operation's call by name, with one tensor for every input; `training` is left out."""
     args, kwargs = operation.arguments(inputs)
     bound = inspect.signature(operation.layer.call).bind(*args, **kwargs)
     return {name: value for name, value in bound.arguments.items() if name != "training"}
 
 
 def _attention_arguments(operation: Operation, inputs: Sequence[Any]) -> dict[str, Any]:
-    arguments = _bound_arguments(operation, inputs)
+    arguments = bound_arguments(operation, inputs)
     if "inputs" in arguments:
         arguments.update(zip(("query", "value", "key"), arguments.pop("inputs"), strict=False))
     return arguments
@@ -390,3 +369,12 @@ def product_gradients(
         return tuple(None if gate else value / factors for gate, value in zip(steering, products, strict=True))
 
     return backward
+
+
+def max_pooling_gradient(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """The cotangent of a two-dimensional max pooling at the maxima, as its gradient has it, without pooling again."""
+    if step.layer.data_format == "channels_first":
+        return vector_jacobian_products(step, cotangent)
+    window = {"ksize": (1, *step.layer.pool_size, 1), "strides": (1, *step.layer.strides, 1)}
+    pooled = {"orig_input": step.inputs[0], "orig_output": step.output, "padding": step.layer.padding.upper()}
+    return (tf.raw_ops.MaxPoolGrad(grad=cotangent, **pooled, **window),)

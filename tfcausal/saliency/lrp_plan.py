@@ -23,9 +23,12 @@ from tfcausal.saliency.lrp_rules import (
     ACTIVATION,
     BATCH_NORM,
     EXTREMUM,
+    FILLED,
     MAX_POOLING,
     MEAN,
+    MEAN_OF_STEPS,
     QUOTIENT,
+    RESIZING,
     ROUTED,
     RULES,
     SHARED,
@@ -33,6 +36,7 @@ from tfcausal.saliency.lrp_rules import (
     UNCHANGED,
     UPSAMPLING,
     WEIGHTED,
+    WINNER,
     Weighted,
     weighted,
 )
@@ -42,7 +46,10 @@ L, A, ops = keras.layers, keras.activations, keras.ops
 
 _ZERO_PADDINGS = (L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D)
 # What may stand before a first layer; all of it is monotone in every value, as the bounds of z-box need it.
-_PREPROCESSING = (UNCHANGED, ACTIVATION, ROUTED, MAX_POOLING, UPSAMPLING, MEAN, BATCH_NORM)
+_PREPROCESSING = (
+    *(UNCHANGED, ACTIVATION, ROUTED, WINNER, FILLED, MAX_POOLING, UPSAMPLING, MEAN, MEAN_OF_STEPS, RESIZING),
+    BATCH_NORM,
+)
 _WITH_CONSTANTS = (SUM, SHARED, EXTREMUM, QUOTIENT)
 
 
@@ -182,7 +189,7 @@ def _merged(graph: OperationGraph, rules: Mapping[str, Rule]) -> dict[str, Opera
     for operation in graph.operations:
         if not _is(rules, operation, BATCH_NORM):
             continue
-        (before,) = operation.sources
+        before = operation.sources[0]
         if before is not None and _is(rules, before, WEIGHTED) and uses[before.output] == 1:
             rank = len(operation.shape)
             channels_first = getattr(before.layer, "data_format", "channels_last") == "channels_first"

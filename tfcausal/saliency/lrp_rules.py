@@ -26,7 +26,6 @@ from tfcausal.saliency.linear_maps import (
     DENSE,
     LinearStage,
     along_channels,
-    attended,
     attention,
     batch_norm_affine,
     batch_norm_statistics,
@@ -34,11 +33,28 @@ from tfcausal.saliency.linear_maps import (
     gates,
     grouped,
     linear_stages,
+    max_pooling_gradient,
     normalisation,
+    normalisation_gradient,
     product_gradients,
-    refuse_quantised,
+    scores_steer,
 )
 from tfcausal.saliency.propagation import Rule, RuleTable, Step, inner_product, vector_jacobian_products
+from tfcausal.saliency.refusals import (
+    first_of,
+    refuse_across_samples,
+    refuse_attention,
+    refuse_batch_norm,
+    refuse_constants,
+    refuse_cosine,
+    refuse_initial,
+    refuse_layer_norm,
+    refuse_mask,
+    refuse_mixing,
+    refuse_other_tensors,
+    refuse_resizing,
+    refuse_weighted,
+)
 
 L, A, ops = keras.layers, keras.activations, keras.ops
 Function = Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]
@@ -97,7 +113,7 @@ class Weighted:
 
 def weighted(how: Weighted) -> Rule:
     """The rule of a layer with weights as an operation's rule."""
-    return Rule(how.backward, how.offset, refuse_quantised)
+    return Rule(how.backward, how.offset, refuse_weighted)
 
 
 def merged(stage: LinearStage, batch_norm: Any, outputs: tf.Tensor) -> tuple[LinearStage, tf.Tensor]:
@@ -125,13 +141,14 @@ def _as_tuple(value: Any) -> tuple[tf.Tensor, ...]:
 def _quotients(step: Step, relevance: Any) -> Any:
     """Relevance for every unit of output, R / stab(y)."""
     pairs = zip(_as_tuple(relevance), step.outputs, strict=True)
-    quotients = tuple(value / stabilised(output) for value, output in pairs)
+    quotients = tuple(value / stabilised(tf.cast(output, value.dtype)) for value, output in pairs)
     return quotients if len(quotients) > 1 else quotients[0]
 
 
 def _times_inputs(step: Step, products: Sequence[tf.Tensor | None]) -> tuple[tf.Tensor | None, ...]:
     return tuple(
-        None if product is None else value * product for value, product in zip(step.inputs, products, strict=True)
+        None if product is None else tf.cast(value, product.dtype) * product
+        for value, product in zip(step.inputs, products, strict=True)
     )
 
 
@@ -155,6 +172,13 @@ def _absorbed_by_constants(step: Step, relevance: Any) -> tf.Tensor:
 
 def _absorbed_by_stabiliser(step: Step, relevance: tf.Tensor) -> tf.Tensor:
     return _absorbed(step, relevance, (0.0,))
+
+
+def _absorbed_by_filling(step: Step, relevance: tf.Tensor) -> tf.Tensor:
+    """What lands on the constants of an operation that moves values, such as those of padding."""
+    zeros, ones = ([fill(value) for value in step.inputs] for fill in (tf.zeros_like, tf.ones_like))
+    moved = step.operation.compute(ones)[0] - step.operation.compute(zeros)[0]
+    return inner_product(relevance, 1 - moved)
 
 
 def _unchanged(step: Step, relevance: tf.Tensor) -> tuple[tf.Tensor]:
@@ -186,15 +210,6 @@ def _extremum(step: Step, relevance: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
     return vector_jacobian_products(step, relevance) if len(step.inputs) > 1 else _shared(step, relevance)
 
 
-def _max_pooling(step: Step, relevance: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    if step.layer.data_format == "channels_first":
-        return vector_jacobian_products(step, relevance)
-    # The same as the gradient, without pooling a second time.
-    window = {"ksize": (1, *step.layer.pool_size, 1), "strides": (1, *step.layer.strides, 1)}
-    pooled = {"orig_input": step.inputs[0], "orig_output": step.output, "padding": step.layer.padding.upper()}
-    return (tf.raw_ops.MaxPoolGrad(grad=relevance, **pooled, **window),)
-
-
 def _upsampling(step: Step, relevance: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
     repeats = getattr(step.layer, "interpolation", "nearest") == "nearest"
     return vector_jacobian_products(step, relevance) if repeats else _proportional(step, relevance)
@@ -218,16 +233,8 @@ def _batch_norm_offset(step: Step, relevance: tf.Tensor) -> tf.Tensor:
     return _absorbed(step, relevance, (shift,))
 
 
-def _refuse_batch_norm(operation: Operation) -> str | None:
-    return "uses renorm, which is not handled" if getattr(operation.layer, "renorm", False) else None
-
-
 def _normalisation(step: Step, relevance: tf.Tensor) -> tuple[tf.Tensor]:
-    gain, axes, _ = normalisation(step.layer, step.inputs[0])
-    products = gain * grouped(step.layer, _quotients(step, relevance))
-    if axes:
-        products -= tf.reduce_mean(products, axes, keepdims=True)
-    return (step.inputs[0] * tf.reshape(products, tf.shape(relevance)),)
+    return (step.inputs[0] * normalisation_gradient(step, _quotients(step, relevance)),)
 
 
 def _normalisation_offset(step: Step, relevance: tf.Tensor) -> tf.Tensor:
@@ -238,23 +245,14 @@ def _normalisation_offset(step: Step, relevance: tf.Tensor) -> tf.Tensor:
     return _absorbed(step, relevance, (tf.reshape(spread, tf.shape(relevance)),))
 
 
-def _refuse_layer_norm(operation: Operation) -> str | None:
-    return "uses rms_scaling, which is not handled" if getattr(operation.layer, "rms_scaling", False) else None
-
-
 def _attention(step: Step, relevance: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
     products = _proportional(step, relevance, attention(step))
-    steering = _scores_steer(step.operation)
+    steering = scores_steer(step.operation)
     return tuple(None if steers else value for steers, value in zip(steering, products, strict=True))
 
 
 def _attention_offset(step: Step, relevance: tf.Tensor) -> tf.Tensor:
     return _absorbed(step, relevance, attention(step)([tf.zeros_like(value) for value in step.inputs]))
-
-
-def _scores_steer(operation: Operation) -> tuple[bool, ...]:
-    value = attended(operation)
-    return tuple(position != value for position in range(len(operation.inputs)))
 
 
 def _contraction(step: Step, relevance: tf.Tensor) -> tuple[tf.Tensor | None, ...]:
@@ -267,10 +265,6 @@ def _gated_linear_unit(step: Step, relevance: tf.Tensor) -> tuple[tf.Tensor]:
 
 def _refuse_glu(operation: Operation) -> str | None:
     return None if operation.layer.axis == -1 else "splits another axis than the last, which is not handled"
-
-
-def _refuse_dot(operation: Operation) -> str | None:
-    return "normalizes its factors, which is not handled" if operation.layer.normalize else None
 
 
 _ELEMENTWISE_ACTIVATIONS = (
@@ -293,7 +287,8 @@ def _refuse_activation(operation: Operation) -> str | None:
 
 
 def _fallback_offset(step: Step, relevance: Any) -> tf.Tensor:
-    whole = [inner_product(value, tf.ones((), value.dtype)) for value in _as_tuple(relevance)]
+    parts = [value for value in _as_tuple(relevance) if value.dtype.is_floating]
+    whole = [inner_product(value, tf.ones((), value.dtype)) for value in parts]
     passed = [value for value in _proportional(step, relevance) if value is not None]
     return tf.add_n(whole) - tf.add_n([inner_product(value, tf.ones((), value.dtype)) for value in passed])
 
@@ -302,24 +297,29 @@ def _fallback_offset(step: Step, relevance: Any) -> tf.Tensor:
 PROPORTIONAL_TO_GRADIENT = Rule(_proportional, _fallback_offset)
 
 WEIGHTED = weighted(Weighted(Epsilon()))
-BATCH_NORM = Rule(_batch_norm, _batch_norm_offset, _refuse_batch_norm)
-UNCHANGED = Rule(_unchanged)
+BATCH_NORM = Rule(_batch_norm, _batch_norm_offset, refuse_batch_norm)
+UNCHANGED = Rule(_unchanged, refuse=refuse_other_tensors)
 ACTIVATION = Rule(_activation, refuse=_refuse_activation)
-ROUTED = Rule(vector_jacobian_products)
+_REFUSE_MOVING = first_of(refuse_other_tensors, refuse_across_samples, refuse_initial)
+ROUTED = Rule(vector_jacobian_products, refuse=_REFUSE_MOVING)
+WINNER = Rule(vector_jacobian_products, refuse=refuse_constants)
+FILLED = Rule(vector_jacobian_products, _absorbed_by_filling, _REFUSE_MOVING)
 SUM = Rule(_proportional, _absorbed_by_constants)
-MEAN = Rule(_proportional, _absorbed_by_stabiliser)
-MAX_POOLING = Rule(_max_pooling)
-UPSAMPLING = Rule(_upsampling, _upsampling_offset)
+MEAN = Rule(_proportional, _absorbed_by_stabiliser, _REFUSE_MOVING)
+MEAN_OF_STEPS = Rule(_proportional, _absorbed_by_stabiliser, refuse_mask)
+RESIZING = Rule(_proportional, _absorbed_by_constants, first_of(refuse_across_samples, refuse_resizing))
+MAX_POOLING = Rule(max_pooling_gradient)
+UPSAMPLING = Rule(_upsampling, _upsampling_offset, refuse_resizing)
 SHARED = Rule(_shared, steers=gates)
 QUOTIENT = Rule(_quotient, steers=_divisor_steers)
 EXTREMUM = Rule(_extremum)
 _NORMALISATION = Rule(_normalisation, _normalisation_offset)
-_CONTRACTION = Rule(_contraction, _absorbed_by_stabiliser, steers=bounded_factors)
+_CONTRACTION = Rule(_contraction, _absorbed_by_stabiliser, refuse_mixing, bounded_factors)
 
 _KINDS: dict[Rule, tuple[Any, ...]] = {
     WEIGHTED: (*DENSE, *CONVOLUTIONS),
     BATCH_NORM: (L.BatchNormalization,),
-    Rule(_normalisation, _normalisation_offset, _refuse_layer_norm): (L.LayerNormalization,),
+    Rule(_normalisation, _normalisation_offset, refuse_layer_norm): (L.LayerNormalization,),
     _NORMALISATION: (L.GroupNormalization, L.RMSNormalization, L.UnitNormalization),
     ACTIVATION: (L.Activation,),
     UNCHANGED: (
@@ -340,36 +340,40 @@ _KINDS: dict[Rule, tuple[Any, ...]] = {
     ),
     ROUTED: (
         *(L.MaxPooling1D, L.MaxPooling3D, L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D),
-        *(L.AdaptiveMaxPooling1D, L.AdaptiveMaxPooling2D, L.AdaptiveMaxPooling3D, L.Maximum, L.Minimum),
-        *(L.Concatenate, L.Flatten, L.Reshape, L.Permute, L.RepeatVector),
-        *(L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D, L.Cropping1D, L.Cropping2D, L.Cropping3D, L.CenterCrop),
-        *(ops.max, ops.min, ops.amax, ops.amin, ops.max_pool, ops.adaptive_max_pool),
-        *(ops.concatenate, ops.stack, ops.hstack, ops.vstack, ops.split, ops.unstack),
+        *(L.AdaptiveMaxPooling1D, L.AdaptiveMaxPooling2D, L.AdaptiveMaxPooling3D),
+        *(L.Flatten, L.Reshape, L.Permute, L.RepeatVector, L.Cropping1D, L.Cropping2D, L.Cropping3D, L.CenterCrop),
+        *(ops.max, ops.min, ops.amax, ops.amin, ops.max_pool, ops.adaptive_max_pool, ops.split, ops.unstack),
         *(ops.get_item, ops.take, ops.slice, ops.reshape, ops.ravel, ops.squeeze, ops.expand_dims, ops.transpose),
-        *(ops.swapaxes, ops.moveaxis, ops.pad, ops.flip, ops.roll, ops.rot90, ops.tile, ops.repeat, ops.broadcast_to),
-        *(ops.depth_to_space, ops.space_to_depth, ops.unfold),
-        *(ops.image.crop_images, ops.image.pad_images, ops.image.extract_patches),
+        *(ops.swapaxes, ops.moveaxis, ops.flip, ops.roll, ops.rot90, ops.tile, ops.repeat, ops.broadcast_to),
+        *(ops.depth_to_space, ops.space_to_depth, ops.image.crop_images),
+    ),
+    WINNER: (L.Maximum, L.Minimum),
+    FILLED: (
+        *(L.Concatenate, L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D),
+        *(ops.concatenate, ops.stack, ops.hstack, ops.pad),
+        *(ops.image.pad_images, ops.image.extract_patches),
     ),
     MAX_POOLING: (L.MaxPooling2D,),
     UPSAMPLING: (L.UpSampling1D, L.UpSampling2D, L.UpSampling3D),
     SUM: (L.Add, L.Subtract, L.Average, ops.add, ops.subtract),
     MEAN: (
         *(L.AveragePooling1D, L.AveragePooling2D, L.AveragePooling3D),
-        *(L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, L.GlobalAveragePooling3D),
+        *(L.GlobalAveragePooling2D, L.GlobalAveragePooling3D),
         *(L.AdaptiveAveragePooling1D, L.AdaptiveAveragePooling2D, L.AdaptiveAveragePooling3D),
-        *(L.Resizing, L.RandomCrop),
         *(ops.mean, ops.sum, ops.average, ops.cumsum, ops.diff, ops.average_pool, ops.adaptive_average_pool, ops.fold),
-        *(ops.image.resize, ops.image.rgb_to_grayscale, ops.image.gaussian_blur),
+        *(ops.image.rgb_to_grayscale, ops.image.gaussian_blur),
     ),
+    MEAN_OF_STEPS: (L.GlobalAveragePooling1D,),
+    RESIZING: (L.Resizing, L.RandomCrop, ops.image.resize),
     SHARED: (L.Multiply, ops.multiply),
     QUOTIENT: (ops.divide, ops.true_divide),
     EXTREMUM: (ops.maximum, ops.minimum),
-    Rule(_contraction, _absorbed_by_stabiliser, _refuse_dot, bounded_factors): (L.Dot,),
+    Rule(_contraction, _absorbed_by_stabiliser, refuse_cosine, bounded_factors): (L.Dot,),
     _CONTRACTION: (
         *(ops.matmul, ops.dot, ops.einsum, ops.tensordot),
         *(ops.conv, ops.depthwise_conv, ops.separable_conv, ops.conv_transpose),
     ),
-    Rule(_attention, _attention_offset, steers=_scores_steer): (
+    Rule(_attention, _attention_offset, refuse_attention, scores_steer): (
         *(L.Attention, L.AdditiveAttention, L.MultiHeadAttention, L.GroupQueryAttention),
     ),
     Rule(_gated_linear_unit, refuse=_refuse_glu): (ops.glu,),

@@ -92,7 +92,11 @@ def vector_jacobian_products(
             leaves out what the result does not depend on: for a linear function there is no second forward pass.
 
     Returns:
-        One tensor for every input, in its shape; zeros where the function does not depend on it.
+        One tensor for every input, in its shape; zeros where the function does not depend on it. For an input that is
+        not floating they have the dtype of the cotangent.
+
+    Raises:
+        UnsupportedOperation: TensorFlow has no gradient for the operation.
     """
     inputs = [tf.identity(value) for value in step.inputs]
     floating = [value for value in inputs if value.dtype.is_floating]
@@ -100,10 +104,19 @@ def vector_jacobian_products(
         tape.watch(floating)
         outputs = list((function or step.operation.compute)(inputs))
     cotangents = list(cotangent) if isinstance(cotangent, tuple) else [cotangent]
-    cotangents = [tf.cast(value, output.dtype) for value, output in zip(cotangents, outputs, strict=True)]
-    products = iter(tape.gradient(outputs, floating, cotangents, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+    pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[0].dtype.is_floating]
+    targets, given = [output for output, _ in pairs], [tf.cast(value, output.dtype) for output, value in pairs]
+    try:
+        found = tape.gradient(targets, floating, given, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    except LookupError:
+        raise UnsupportedOperation(
+            f"`{step.operation.path}` ({type(step.layer).__name__}) runs an operation for which TensorFlow has no "
+            "gradient. Replace it, or leave it out of the model that is explained."
+        ) from None
+    products, dtype = iter(found), next((value.dtype for value in cotangents if value.dtype.is_floating), tf.float32)
     return tuple(
-        tf.cast(next(products), value.dtype) if value.dtype.is_floating else tf.zeros_like(value) for value in inputs
+        tf.cast(next(products), value.dtype) if value.dtype.is_floating else tf.zeros_like(value, dtype)
+        for value in inputs
     )
 
 
@@ -115,7 +128,8 @@ def inner_product(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
 
 def _offset_of_gradient(step: Step, cotangent: Any) -> tf.Tensor:
     cotangents = cotangent if isinstance(cotangent, tuple) else (cotangent,)
-    at_output = [inner_product(value, output) for value, output in zip(cotangents, step.outputs, strict=True)]
+    pairs = [pair for pair in zip(cotangents, step.outputs, strict=True) if pair[0].dtype.is_floating]
+    at_output = [inner_product(value, output) for value, output in pairs]
     products = vector_jacobian_products(step, cotangent)
     at_input = [inner_product(value, source) for value, source in zip(products, step.inputs, strict=True)]
     return tf.add_n(at_output) - tf.add_n(at_input)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfcausal.graph import Operation
 from tfcausal.saliency.propagation import Rule, Step, inner_product, vector_jacobian_products
+from tfcausal.saliency.refusals import refuse_across_samples, refuse_other_tensors
 
 A, ops = keras.activations, keras.ops
 
@@ -92,7 +93,7 @@ def _gated_linear_unit(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
     return (tf.concat([cotangent * tf.sigmoid(steering), tf.zeros_like(steering)], axis=axis),)
 
 
-_SECANT = Rule(secant, secant_offset)
+_SECANT = Rule(secant, secant_offset, refuse_other_tensors)
 _PIECEWISE = Rule(vector_jacobian_products)
 _SILU = _gated(tf.sigmoid)
 _HARD_SILU = _gated(lambda x: ops.hard_sigmoid(x))
@@ -132,7 +133,7 @@ OPERATIONS: tuple[tuple[Rule, tuple[Callable[..., object], ...]], ...] = (
     (_HARD_SILU, (ops.hard_silu,)),
     (_MISH, (A.mish,)),
     (_SOFTSIGN, (ops.softsign,)),
-    (Rule(_gated_linear_unit), (ops.glu,)),
+    (Rule(_gated_linear_unit, refuse=refuse_across_samples), (ops.glu,)),
     (_PIECEWISE, (ops.absolute, ops.leaky_relu)),
     (
         _SECANT,

@@ -16,7 +16,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfcausal import keras_api
 from tfcausal.graph import Operation
 from tfcausal.saliency import wbp_activations
 from tfcausal.saliency.linear_maps import (
@@ -32,14 +31,29 @@ from tfcausal.saliency.linear_maps import (
     gates,
     grouped,
     linear_stages,
+    max_pooling_gradient,
     normalisation,
+    normalisation_gradient,
     places,
     product_gradients,
-    refuse_attention,
-    refuse_mask,
-    refuse_quantised,
+    scores_steer,
 )
 from tfcausal.saliency.propagation import Rule, RuleTable, Step, inner_product, vector_jacobian_products
+from tfcausal.saliency.refusals import (
+    first_of,
+    refuse_across_samples,
+    refuse_attention,
+    refuse_batch_norm,
+    refuse_constants,
+    refuse_cosine,
+    refuse_initial,
+    refuse_layer_norm,
+    refuse_mask,
+    refuse_mixing,
+    refuse_other_tensors,
+    refuse_resizing,
+    refuse_weighted,
+)
 from tfcausal.saliency.wbp_activations import no_offset, secant, secant_offset
 
 L, ops = keras.layers, keras.ops
@@ -61,29 +75,8 @@ def _offset_of_constants(step: Step, cotangent: Any) -> tf.Tensor:
     return no_offset(step, cotangent[0] if isinstance(cotangent, tuple) else cotangent)
 
 
-def _refuse_other_tensors(operation: Operation) -> str | None:
-    """Rules for functions that are linear in their first argument: another, an index or a weight, is a constant."""
-    if places(operation)[0] == tuple(range(len(operation.inputs))):
-        return None
-    return "takes a tensor beside its first argument, which is not handled"
-
-
 def _refuse_integers(operation: Operation) -> str | None:
     return None if tf.as_dtype(operation.layer.dtype).is_floating else "rounds its input, which is not handled"
-
-
-def _refuse_resizing(operation: Operation) -> str | None:
-    interpolation = str(getattr(operation.layer, "interpolation", None))
-    if interpolation == "area":
-        return "resizes by area, for which TensorFlow has no gradient"
-    antialiased = getattr(operation.layer, "antialias", False) or interpolation.startswith("lanczos")
-    if antialiased and getattr(operation.layer, "compute_dtype", None) == "float64":
-        return "resizes in float64 in a way for which TensorFlow has a gradient in float32 only"
-    return None
-
-
-def _refuse_initial(operation: Operation) -> str | None:
-    return None if getattr(operation.layer, "initial", None) is None else "has an initial value, which is not handled"
 
 
 def _weighted(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
@@ -116,28 +109,14 @@ def _batch_norm_offset(step: Step, cotangent: tf.Tensor) -> tf.Tensor:
     return inner_product(cotangent, along_channels(step.layer, shift, cotangent.shape.rank))
 
 
-def _refuse_batch_norm(operation: Operation) -> str | None:
-    if getattr(operation.layer, "renorm", False):
-        return "uses renorm, which is not handled"
-    return refuse_mask(operation)
-
-
 def _normalisation(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    gain, axes, _ = normalisation(step.layer, step.inputs[0])
-    weighted = gain * grouped(step.layer, cotangent)
-    if axes:
-        weighted -= tf.reduce_mean(weighted, axes, keepdims=True)
-    return (tf.reshape(weighted, tf.shape(cotangent)),)
+    return (normalisation_gradient(step, cotangent),)
 
 
 def _normalisation_offset(step: Step, cotangent: tf.Tensor) -> tf.Tensor:
     _, _, shift = normalisation(step.layer, step.inputs[0])
     shift = tf.zeros((), cotangent.dtype) if shift is None else shift
     return inner_product(grouped(step.layer, cotangent), shift)
-
-
-def _refuse_layer_norm(operation: Operation) -> str | None:
-    return "uses rms_scaling, which is not handled" if getattr(operation.layer, "rms_scaling", False) else None
 
 
 def _dropout(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
@@ -150,20 +129,6 @@ def _dropout(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
 
 def _noise_offset(step: Step, cotangent: tf.Tensor) -> tf.Tensor:
     return inner_product(cotangent, tf.stop_gradient(step.output - step.inputs[0]))
-
-
-def _max_pooling(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor]:
-    if step.layer.data_format == "channels_first":
-        return vector_jacobian_products(step, cotangent)
-    window = {"ksize": (1, *step.layer.pool_size, 1), "strides": (1, *step.layer.strides, 1)}
-    gradient = tf.raw_ops.MaxPoolGrad(
-        orig_input=step.inputs[0],
-        orig_output=step.output,
-        grad=cotangent,
-        padding=step.layer.padding.upper(),
-        **window,
-    )
-    return (gradient,)
 
 
 def _extremum(step: Step, cotangent: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -228,7 +193,7 @@ def _refuse_indices(operation: Operation) -> str | None:
 
 def _attention(step: Step, cotangent: Any) -> tuple[tf.Tensor | None, ...]:
     products = vector_jacobian_products(step, cotangent, attention(step))
-    steering = _scores_steer(step.operation)
+    steering = scores_steer(step.operation)
     return tuple(None if steers else value for value, steers in zip(products, steering, strict=True))
 
 
@@ -244,56 +209,27 @@ def _attention_offset(step: Step, cotangent: Any) -> tf.Tensor:
     return tf.add_n(at_output) - inner_product(product, step.inputs[value])
 
 
-def _scores_steer(operation: Operation) -> tuple[bool, ...]:
-    value = attended(operation)
-    return tuple(position != value for position in range(len(operation.inputs)))
-
-
-def _refuse_mixing(operation: Operation) -> str | None:
-    """A product of several tensors must keep their first axis, the samples, apart."""
-    if len(operation.inputs) < 2:
-        return None
-    reason = "multiplies different samples with each other, which is not handled"
-    subscripts = getattr(operation.layer, "subscripts", None)
-    if subscripts is None:
-        matmul = keras_api.operation_class(ops.matmul)
-        apart = isinstance(operation.layer, matmul) and min(map(len, operation.input_shapes)) > 2
-        return None if apart else reason
-    terms, _, result = subscripts.replace(" ", "").partition("->")
-    markers = [object() for _ in operation.inputs]
-    operands, _ = operation.arguments(markers)
-    tensors = {id(marker) for marker in markers}
-    first = {
-        term[:1]
-        for term, operand in zip(terms.split(","), operands[-len(terms.split(",")) :], strict=True)
-        if id(operand) in tensors
-    }
-    return None if first == {result[:1]} else reason
-
-
-def _refuse_cosine(operation: Operation) -> str | None:
-    return "normalises its factors, which is not handled" if operation.layer.normalize else None
-
-
 _LINEAR = Rule(vector_jacobian_products)
 _AFFINE = Rule(vector_jacobian_products, _offset_at_zero)
-_MERGE = Rule(vector_jacobian_products, _offset_of_constants)
-_RESIZING = Rule(vector_jacobian_products, _offset_at_zero, _refuse_resizing)
+_MERGE = Rule(vector_jacobian_products, _offset_of_constants, refuse_across_samples)
+_WINNER = Rule(vector_jacobian_products, refuse=refuse_constants)
+_LARGEST = Rule(vector_jacobian_products, refuse=first_of(refuse_across_samples, refuse_initial))
+_RESIZING = Rule(vector_jacobian_products, _offset_at_zero, first_of(refuse_across_samples, refuse_resizing))
 _POOLING_OF_MASKED = Rule(vector_jacobian_products, refuse=refuse_mask)
-_AT_INFERENCE = Rule(vector_jacobian_products, _offset_at_zero, _refuse_resizing, inference_only=True)
-_FIRST = Rule(vector_jacobian_products, _offset_of_constants, _refuse_other_tensors)
+_AT_INFERENCE = Rule(vector_jacobian_products, _offset_at_zero, refuse_resizing, inference_only=True)
+_FIRST = Rule(vector_jacobian_products, _offset_of_constants, first_of(refuse_other_tensors, refuse_across_samples))
 _PRODUCT = Rule(product_gradients(gates), steers=gates)
-_CONTRACTION = Rule(product_gradients(bounded_factors), refuse=_refuse_mixing, steers=bounded_factors)
-_COSINE = Rule(product_gradients(bounded_factors), refuse=_refuse_cosine, steers=bounded_factors)
+_CONTRACTION = Rule(product_gradients(bounded_factors), refuse=refuse_mixing, steers=bounded_factors)
+_COSINE = Rule(product_gradients(bounded_factors), refuse=refuse_cosine, steers=bounded_factors)
 _NORMALISATION = Rule(_normalisation, _normalisation_offset)
-_ATTENTION = Rule(_attention, _attention_offset, refuse_attention, _scores_steer)
+_ATTENTION = Rule(_attention, _attention_offset, refuse_attention, scores_steer)
 
 _LAYERS: tuple[tuple[Rule, tuple[Any, ...]], ...] = (
-    (Rule(_weighted, _bias, refuse_quantised), (*DENSE, *CONVOLUTIONS)),
-    (Rule(_batch_norm, _batch_norm_offset, _refuse_batch_norm), (L.BatchNormalization,)),
-    (Rule(_normalisation, _normalisation_offset, _refuse_layer_norm), (L.LayerNormalization,)),
+    (Rule(_weighted, _bias, refuse_weighted), (*DENSE, *CONVOLUTIONS)),
+    (Rule(_batch_norm, _batch_norm_offset, refuse_batch_norm), (L.BatchNormalization,)),
+    (Rule(_normalisation, _normalisation_offset, refuse_layer_norm), (L.LayerNormalization,)),
     (_NORMALISATION, (L.GroupNormalization, L.RMSNormalization, L.UnitNormalization)),
-    (Rule(_max_pooling), (L.MaxPooling2D,)),
+    (Rule(max_pooling_gradient), (L.MaxPooling2D,)),
     (
         Rule(_dropout),
         (L.Dropout, L.GaussianDropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D),
@@ -311,11 +247,12 @@ _LAYERS: tuple[tuple[Rule, tuple[Any, ...]], ...] = (
             *(L.AveragePooling1D, L.AveragePooling2D, L.AveragePooling3D),
             *(L.GlobalAveragePooling2D, L.GlobalAveragePooling3D),
             *(L.AdaptiveAveragePooling1D, L.AdaptiveAveragePooling2D, L.AdaptiveAveragePooling3D),
-            *(L.Maximum, L.Minimum, L.Identity, L.ActivityRegularization),
+            *(L.Identity, L.ActivityRegularization),
             *(L.Flatten, L.Reshape, L.Permute, L.RepeatVector),
             *(L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D, L.Cropping1D, L.Cropping2D, L.Cropping3D),
         ),
     ),
+    (_WINNER, (L.Maximum, L.Minimum)),
     (_MERGE, (L.Add, L.Subtract, L.Average, L.Concatenate)),
     (_AFFINE, (L.Rescaling, L.Normalization)),
     (_RESIZING, (L.Resizing, L.CenterCrop, L.UpSampling1D, L.UpSampling2D, L.UpSampling3D)),
@@ -344,11 +281,11 @@ _OPERATIONS: tuple[tuple[Rule, tuple[Callable[..., Any], ...]], ...] = (
     (Rule(_quotient, None, _refuse_reciprocal, _all_but_first_steer), (ops.divide, ops.true_divide)),
     (Rule(_selection, _selection_offset, _refuse_indices, _condition_steers), (ops.where,)),
     (_ATTENTION, (ops.dot_product_attention,)),
-    (Rule(vector_jacobian_products, refuse=_refuse_initial), (ops.max, ops.min, ops.amax, ops.amin)),
+    (_LARGEST, (ops.max, ops.min, ops.amax, ops.amin)),
     (_LINEAR, (ops.max_pool, ops.adaptive_max_pool)),
-    (_MERGE, (ops.add, ops.subtract, ops.concatenate, ops.stack, ops.hstack, ops.vstack)),
+    (_MERGE, (ops.add, ops.subtract, ops.concatenate, ops.stack, ops.hstack)),
     (Rule(vector_jacobian_products, refuse=_refuse_integers), (ops.cast,)),
-    (Rule(vector_jacobian_products, _offset_at_zero, _refuse_resizing), (ops.image.resize,)),
+    (_RESIZING, (ops.image.resize,)),
     (
         _FIRST,
         (
@@ -356,7 +293,7 @@ _OPERATIONS: tuple[tuple[Rule, tuple[Callable[..., Any], ...]], ...] = (
             *(ops.split, ops.get_item, ops.take, ops.slice, ops.unstack, ops.flip, ops.roll, ops.rot90, ops.tile),
             *(ops.reshape, ops.ravel, ops.squeeze, ops.expand_dims, ops.transpose, ops.swapaxes, ops.moveaxis),
             *(ops.repeat, ops.broadcast_to, ops.average_pool, ops.adaptive_average_pool),
-            *(ops.depth_to_space, ops.space_to_depth, ops.unfold, ops.fold),
+            *(ops.depth_to_space, ops.space_to_depth, ops.fold),
             *(ops.image.crop_images, ops.image.pad_images, ops.image.rgb_to_grayscale),
             *(ops.image.extract_patches, ops.image.gaussian_blur),
         ),
