@@ -390,3 +390,14 @@ def test_channels_are_not_reduced_along_the_wrong_axis():
     assert WBP(model)(images).shape == images.shape
     with pytest.raises(InvalidArgument, match="expected None; received 'sum' for a model with the channels first"):
         WBP(model)(images, reducer="sum")
+
+
+def test_a_model_tied_to_a_batch_size_says_so():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, L.Dense(2)(inputs + np.ones((3, 4), "float32")))
+    explainer = WBP(model)
+    assert explainer(np.ones((3, 4))).shape == (3, 4)
+    with pytest.raises(
+        InvalidArgument, match=r"a batch that the model can run; received shape .* fix the batch size\?"
+    ):
+        explainer(np.ones((2, 4)))

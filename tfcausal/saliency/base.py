@@ -168,12 +168,13 @@ class Explainer(ABC):
         try:
             return function(tuple(inputs), classes)
         except tf.errors.InvalidArgumentError as error:
+            received = "shape " + ", ".join(str(array.shape) for array in inputs)
             if all(None not in shape[1:] for shape in self.graph.input_shapes):
-                raise
-            received = ", ".join(str(array.shape) for array in inputs)
-            remedy = "Give larger images." if "empty" in error.message or "negative" in error.message.lower() else ""
+                reason = error.message.partition("\n")[0]
+                remedy = f"Does a constant in it fix the batch size? TensorFlow says: {reason}"
+                raise InvalidArgument(message("images", "a batch that the model can run", received, remedy)) from None
             expected = "images of a size that every layer of the model can take"
-            raise InvalidArgument(message("images", expected, f"shape {received}", remedy)) from None
+            raise InvalidArgument(message("images", expected, received, "Give larger images.")) from None
 
     def in_batches(self, function: Callable[..., Any], images: Images, targets: object) -> tuple[np.ndarray, ...]:
         """Check the arguments, then call a compiled function batch by batch and join the results."""
