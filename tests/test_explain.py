@@ -140,6 +140,16 @@ def test_an_all_zero_map_is_drawn_as_the_plain_image():
         assert explanation(image, np.zeros((5, 4)), ["a" * 500, "Ünï — 漢字"]).startswith(b"\x89PNG")
 
 
+def test_a_map_of_zeros_is_said_to_be_one(model_path, tmp_path):
+    model = classifier()
+    model.layers[-1].kernel.assign(np.zeros((4, 3)))
+    model.save(tmp_path / "blind.keras")
+    write_image(tmp_path / "a.png")
+    (blind,) = explained(tmp_path / "blind.keras", [tmp_path / "a.png"], tmp_path / "blind")
+    (seeing,) = explained(model_path, [tmp_path / "a.png"], tmp_path / "seeing")
+    assert (blind["map_is_zero"], seeing["map_is_zero"]) == (True, False)
+
+
 def test_files_are_never_overwritten_unasked(model_path, tmp_path):
     write_image(tmp_path / "a.png")
     given = (model_path, [tmp_path / "a.png"], tmp_path / "out")

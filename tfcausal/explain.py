@@ -112,6 +112,7 @@ def explain_files(
                 files[part], names[part], pictures, outputs, classes, maps, strict=True
             ):
                 record = _record(str(file), name, scores, int(explained), explainer, loaded.class_names)
+                record["map_is_zero"] = not saliency.any()
                 lines = _title(record, settings.method)
                 write_atomic(output / f"{name}.png", explanation(picture, saliency.sum(axis=-1), lines))
                 _write_map(output / f"{name}.npy", reduced(saliency, settings.reducer))
@@ -203,7 +204,7 @@ def _title(record: Mapping[str, Any], method: str) -> list[str]:
         label = f"class {record[f'{role}_class']}" if name is None else name
         probability, logit = record.get(f"{role}_probability"), record.get(f"{role}_logit")
         lines.append(f"{text} {label}, " + (f"logit {logit:.3g}" if probability is None else f"p = {probability:.3f}"))
-    return lines
+    return [*lines, "the map is 0 everywhere"] if record["map_is_zero"] else lines
 
 
 def _write_map(path: Path, saliency: np.ndarray) -> None:
