@@ -116,14 +116,14 @@ def test_multi_head_attention_without_a_key(frozen, name):
 def test_arguments_in_any_order(frozen, name):
     layer = MULTI_HEAD[name]()
     query, value, key = inputs()
-    build = lambda k, v, q: layer(value=v, key=k, query=q)  # noqa: E731
+    build = lambda k, v, q: layer(value=v, key=k, query=q)
     check_multi_head(frozen, layer, build, [key, value, query], (2, 1, 0))
 
 
 @pytest.mark.parametrize("name", ["plain", "grouped"])
 def test_causal_attention(frozen, name):
     layer = MULTI_HEAD[name]()
-    build = lambda x: layer(x, x, use_causal_mask=True)  # noqa: E731
+    build = lambda x: layer(x, x, use_causal_mask=True)
     check_multi_head(frozen, layer, build, inputs(same=True), (0, 0, 0), CAUSAL)
 
 
@@ -131,14 +131,14 @@ def test_causal_attention(frozen, name):
 def test_attention_mask_as_an_array(frozen, name):
     layer, allowed = MULTI_HEAD[name](), np.random.default_rng(4).random((BATCH, QUERIES, KEYS)) > 0.4
     allowed[:, :, 0] = True
-    build = lambda q, v, k: layer(q, v, k, attention_mask=allowed)  # noqa: E731
+    build = lambda q, v, k: layer(q, v, k, attention_mask=allowed)
     check_multi_head(frozen, layer, build, inputs(), (0, 1, 2), allowed)
 
 
 def test_attention_mask_as_an_input(frozen):
     layer, allowed = L.MultiHeadAttention(2, 4), np.random.default_rng(4).random((BATCH, QUERIES, KEYS)) > 0.4
     allowed[:, :, 0] = True
-    build = lambda q, v, k, mask: layer(q, v, k, attention_mask=mask)  # noqa: E731
+    build = lambda q, v, k, mask: layer(q, v, k, attention_mask=mask)
     check_multi_head(frozen, layer, build, [*inputs(), allowed.astype("float64")], (0, 1, 2), allowed)
 
 
@@ -193,7 +193,7 @@ def test_scaled_and_causal_attention_layer(frozen):
     (x,) = alike(1)
     layer = L.Attention(use_scale=True)
     layer.build([(None, KEYS, 5), (None, KEYS, 5)])
-    build = lambda x: layer([x, x], use_causal_mask=True)  # noqa: E731
+    build = lambda x: layer([x, x], use_causal_mask=True)
     model_scale = np.random.default_rng(1).normal(size=()) * 0.5
     scores = softmax(np.where(CAUSAL, model_scale * x @ np.swapaxes(x, 1, 2), -1e30))
     check_single_head(frozen, build, [x], scores, place=0)
@@ -210,7 +210,7 @@ def test_masks_of_the_attention_layer(frozen):
     query, _, key = values = alike(0, 1, 2)
     mask = np.array([[True, False, True, True], [True, True, True, False]])
     scores = softmax(np.where(mask[:, None], query @ np.swapaxes(key, 1, 2), -1e30))
-    build = lambda q, v, k: L.Attention()([q, v, k], mask=[None, ops.convert_to_tensor(mask)])  # noqa: E731
+    build = lambda q, v, k: L.Attention()([q, v, k], mask=[None, ops.convert_to_tensor(mask)])
     check_single_head(frozen, build, values, scores)
 
 

@@ -643,7 +643,7 @@ GATES = {
 @pytest.mark.parametrize("name", GATES)
 def test_a_sigmoid_is_a_gate(frozen, name):
     a, b = normal(3, 5), normal(3, 5, seed=1)
-    build = lambda x: L.Multiply()([x[0], GATES[name](x[1])])  # noqa: E731
+    build = lambda x: L.Multiply()([x[0], GATES[name](x[1])])
     (got_a, got_b), _, cotangent = product_of(frozen, build, a, b)
     np.testing.assert_allclose(got_a, cotangent / (1 + np.exp(-b)), rtol=0, atol=1e-12)
     np.testing.assert_array_equal(got_b, 0)
