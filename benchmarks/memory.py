@@ -44,7 +44,7 @@ for maps in get_explainer("wbp", model).stream(images.batch(50)):
     first = first or (resident() if explained >= 1000 else 0)
 print(explained, resident() - first)
 """
-METHODS = ("wbp", "lrp.epsilon_plus", "gradient", "integrated_gradients", "grad_cam")
+METHODS = ("wbp", "lrp.epsilon_plus", "grad_cam")
 
 
 def run(script: str, *arguments: str) -> tuple[float, float]:
