@@ -50,6 +50,17 @@ def changed(mapping: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return mapping
 
 
+def retraining(**changes: Any) -> dict[str, Any]:
+    """A valid configuration with a model whose last layer is trained again."""
+    mapping = digits(
+        data__train_size=800,
+        data__balanced_size=250,
+        backbone={"name": "two_convolutions"},
+        models__d={"method": "dfr", "of": "plain"},
+    )
+    return changed(mapping, changes)
+
+
 def problems(mapping: dict[str, Any]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         config_from_mapping(mapping)
@@ -96,11 +107,16 @@ def test_the_shipped_configs_are_found() -> None:
         digits(training={"learning_rate": 1e-7}, report={"title": "1:30"}),
         digits(report={"title": "null"}, models__ppi={"method": "ppi", "contrast": "negated"}),
         digits(models__ppi={"method": "ppi", "threshold_quantile": 0.9, "second_order": False}),
+        digits(models__ppi={"method": "ppi", "masked_value": 0.25}, training__weight_decay=1e-4),
+        digits(
+            models__g={"method": "gain", "supervision_weight": 10}, backbone={"name": "vgg", "blocks": [[8], [4, 4]]}
+        ),
+        retraining(models__d__inverse_strengths=[0.1]),
         folder(
             data__exclude_classes=["0o7", "yes", "~", "ünï", "a: b\n#c"], data__path=".nan", data__image_size=[40, 64]
         ),
     ],
-    ids=range(6),
+    ids=range(9),
 )
 def test_dump_loads_back_to_an_equal_config(mapping: dict[str, Any], tmp_path: Path) -> None:
     config = config_from_mapping(mapping)
@@ -154,6 +170,65 @@ def test_the_divergence_limit_belongs_to_the_negated_contrast() -> None:
     assert [model.divergence_limit for model in config.models.values()] == [None, 20.0, 5.0]
 
 
+def test_the_share_of_masks_belongs_to_the_methods_that_take_masks() -> None:
+    models = {
+        "plain": {"method": "plain"},
+        "ppi": {"method": "ppi"},
+        "cfcn": {"method": "cfcn", "mask_share": 0.5},
+        "rrr": {"method": "rrr"},
+        "gain": {"method": "gain"},
+        "gain_ext": {"method": "gain", "supervision_weight": 10},
+        "gain_some": {"method": "gain", "supervision_weight": 10, "mask_share": 0.25},
+        "dfr": {"method": "dfr", "of": "plain"},
+    }
+    config = config_from_mapping(retraining(models=models, models__cfcn__variant="F"))
+    assert [model.masks for model in config.models.values()] == [None, None, 0.5, 1.0, None, 1.0, 0.25, None]
+
+
+def test_epochs_of_a_model_are_its_own_or_those_of_all() -> None:
+    config = config_from_mapping(retraining(models__plain__epochs=60))
+    assert [config.epochs_of(name) for name in config.models] == [60, 25, 0]
+
+
+def test_a_number_stands_for_all_channels_of_a_masked_value() -> None:
+    models = {"one": {"method": "ppi", "masked_value": 0.5}, "each": {"method": "gain", "masked_value": [0, -0.5, 0.1]}}
+    config = config_from_mapping(digits(models=models))
+    assert [model.masked_value for model in config.models.values()] == [(0.5,), (0.0, -0.5, 0.1)]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kind"),
+    [
+        ({}, "AllConvolutionalConfig"),
+        ({"dropout": 0.1}, "AllConvolutionalConfig"),
+        ({"name": "vgg", "blocks": [[8], [16, 16]], "dense_units": [], "batch_norm": True}, "VGGConfig"),
+        ({"name": "vgg11", "dense_units": [512]}, "VGG11Config"),
+        ({"name": "vgg16", "weights": "imagenet"}, "VGG16Config"),
+        ({"name": "vgg19", "batch_norm": True}, "VGG19Config"),
+        ({"name": "inception_v3", "weights": "weights_notop.h5"}, "InceptionV3Config"),
+        ({"name": "densenet121", "dropout": 0.2}, "DenseNet121Config"),
+        ({"name": "two_convolutions", "filters": [8, 16]}, "TwoConvolutionsConfig"),
+    ],
+)
+def test_the_backbone_is_chosen_by_its_name(backbone: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    config = config_from_mapping(folder(backbone=backbone))
+    assert type(config.backbone).__name__ == kind
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_what_could_be_imported_before_the_sections_had_modules_of_their_own() -> None:
+    names = "CONFIG_VERSION DIGIT_IMAGES LARGEST_DIGIT_IMAGE DEFAULT_THRESHOLD DEFAULT_DIVERGENCE_LIMIT PositiveInt "
+    names += (
+        "PositiveNumber NonNegativeNumber SplitSize OpenShare Pair PositiveInts RunName ModelName Channels Section "
+    )
+    names += "TexturedDigitsConfig ImageFolderConfig AllConvolutionalConfig TrainingConfig PlainConfig PPIConfig "
+    names += "CFCNConfig EvaluationConfig ReportConfig DataConfig ModelConfig RunConfig load_config dump_config "
+    names += "config_from_mapping Saliency Expects ConfigError"
+    assert not [name for name in names.split() if not hasattr(config_module, name)]
+
+
 @pytest.mark.parametrize(
     ("backbone", "strides"),
     [
@@ -191,7 +266,15 @@ PAIR = "[narrowest, widest], two integers of at least 8"
 SIZE = "an integer of at least 1, or [height, width]"
 STRIDES = "an integer of at least 1, or one per entry of filters"
 SOURCE = "one of `textured_digits`, `image_folder`"
-METHOD = "one of `plain`, `ppi`, `cfcn`"
+METHOD = "one of `plain`, `ppi`, `cfcn`, `gain`, `rrr`, `dfr`"
+BACKBONE = (
+    "one of `all_convolutional`, `vgg`, `vgg11`, `vgg16`, `vgg19`, `inception_v3`, `densenet121`, `two_convolutions`"
+)
+UNITS = "a list of entries, each an integer of at least 1"
+BLOCKS = "a list of at least one entry, each a list of at least one entry, each an integer of at least 1"
+MASKED_VALUE = "a number of at least -0.5 and at most 0.5, or one per channel"
+STRATEGY = "one of `auto`, `one_device`, `mirrored`, `multi_worker`"
+PRECISION = "one of `float32`, `mixed_float16`, `mixed_bfloat16`"
 
 
 @pytest.mark.parametrize(
@@ -231,8 +314,16 @@ METHOD = "one of `plain`, `ppi`, `cfcn`"
         (folder, "data.on_error", "skp", "one of `raise`, `skip`", '"skp" (text). Did you mean `skip`?'),
         (digits, "backbone.filters", [], f"a list of at least one entry, each {INTEGER}", "[]."),
         (digits, "backbone.strides", [1, 0, 1, 1, 1], STRIDES, "[1, 0, 1, 1, 1]."),
-        (digits, "backbone.name", "conv", "`all_convolutional`", '"conv" (text).'),
+        (digits, "backbone.name", "conv", BACKBONE, '"conv" (text).'),
+        (digits, "backbone.name", None, BACKBONE, "nothing (null)."),
+        (digits, "backbone", 3, SECTION, "3."),
         (digits, "backbone.dropout", 1, "a number of at least 0 and less than 1", "1."),
+        (digits, "backbone.head", "dense", "one of `class_maps`, `feature_maps`", '"dense" (text).'),
+        (digits, "training.precision", "half", PRECISION, '"half" (text).'),
+        (digits, "training.strategy", "mirror", STRATEGY, '"mirror" (text). Did you mean `mirrored`?'),
+        (digits, "training.weight_decay", -0.1, "a number of at least 0", "-0.1."),
+        (digits, "data.balanced_size", -1, "0, or an integer of at least 10", "-1."),
+        (digits, "data.balanced_size", 9, "0, or an integer of at least 10", "9."),
         (digits, "models", {}, MODELS, "an empty section."),
         (digits, "models.x", "ppi", SECTION, '"ppi" (text).'),
         (digits, "models.x.method", "ppl", METHOD, '"ppl" (text). Did you mean `ppi`?'),
@@ -241,6 +332,21 @@ METHOD = "one of `plain`, `ppi`, `cfcn`"
         (digits, "models.ppi.threshold", 1, "a number greater than 0 and less than 1, or null", "1."),
         (digits, "models.ppi.sharpness", {"a": 1}, POSITIVE, "a section (keys: a)."),
         (digits, "models.ppi.contrast_weight", -1, "a number of at least 0", "-1."),
+        (digits, "models.ppi.mask", "circle", "one of `soft`, `box`", '"circle" (text).'),
+        (
+            digits,
+            "models.ppi.regularised",
+            "labels",
+            "one of `label`, `all_classes`",
+            '"labels" (text). Did you mean `label`?',
+        ),
+        (digits, "models.ppi.masked_value", 0.6, MASKED_VALUE, "0.6."),
+        (digits, "models.ppi.masked_value", [], MASKED_VALUE, "[]."),
+        (digits, "models.ppi.masked_value", "grey", MASKED_VALUE, '"grey" (text).'),
+        (digits, "models.ppi.epochs", 0, f"{INTEGER}, or null", "0."),
+        (digits, "models.ppi.ramp_epochs", -1, "an integer of at least 0", "-1."),
+        (digits, "models.ppi.layer", "", "text that is not empty, or null", '"" (text).'),
+        (digits, "models.plain.epochs", True, f"{INTEGER}, or null", "true."),
         (digits, "report.title", 3, "text, or null", "3. Put it in quotes."),
     ],
 )
@@ -266,6 +372,46 @@ def test_a_wrong_value(base: Callable[..., Any], path: str, value: object, expec
             digits(models__c={"method": "cfcn", "mask_share": 0}),
             "models.c.mask_share: expected a number greater than 0 and at most 1; received 0.",
         ),
+        (
+            digits(models__c={"method": "cfcn", "variant": "c"}),
+            'models.c.variant: expected one of `C`, `F`; received "c" (text).',
+        ),
+        (
+            digits(models__c={"method": "cfcn", "resize": "mask"}),
+            'models.c.resize: expected one of `masks`, `maps`; received "mask" (text). Did you mean `masks`?',
+        ),
+        (
+            digits(models__g={"method": "gain", "threshold": 1}),
+            "models.g.threshold: expected a number greater than 0 and less than 1; received 1.",
+        ),
+        (
+            digits(models__r={"method": "rrr", "penalty_weight": -1}),
+            "models.r.penalty_weight: expected a number of at least 0; received -1.",
+        ),
+        (
+            digits(models__g={"method": "gain", "supervision_weight": True}),
+            "models.g.supervision_weight: expected a number of at least 0; received true.",
+        ),
+        (
+            digits(backbone={"name": "vgg", "blocks": [[8], 3]}),
+            "backbone.blocks[1]: expected a list of at least one entry, each an integer of at least 1; received 3.",
+        ),
+        (digits(backbone={"name": "vgg", "blocks": 3}), f"backbone.blocks: expected {BLOCKS}; received 3."),
+        (digits(backbone={"name": "vgg", "blocks": []}), f"backbone.blocks: expected {BLOCKS}; received []."),
+        (digits(backbone={"name": "vgg11", "dense_units": 3}), f"backbone.dense_units: expected {UNITS}; received 3."),
+        (
+            digits(backbone={"name": "vgg16", "weights": ""}),
+            'backbone.weights: expected text that is not empty, or null; received "" (text).',
+        ),
+        (
+            digits(backbone={"name": "two_convolutions", "filters": [8]}),
+            "backbone.filters: expected two integers of at least 1; received [8].",
+        ),
+        (
+            digits(models__d={"method": "dfr", "of": "plain", "inverse_strengths": []}),
+            "models.d.inverse_strengths: expected a list of at least one entry, each a number greater than 0; "
+            "received [].",
+        ),
     ],
 )
 def test_a_wrong_entry(mapping: dict[str, Any], line: str) -> None:
@@ -282,6 +428,7 @@ def test_a_wrong_entry(mapping: dict[str, Any], line: str) -> None:
         (folder(data__path=...), "data.path: missing; expected text that is not empty."),
         (digits(models=...), f"models: missing; expected {MODELS}."),
         (digits(models__x={"alpha": 1}), f"models.x.method: missing; expected {METHOD}."),
+        (digits(models__x={"method": "dfr"}), f"models.x.of: missing; expected {MODEL_NAME}."),
     ],
 )
 def test_a_missing_key(mapping: dict[str, Any], line: str) -> None:
@@ -294,8 +441,21 @@ def test_a_missing_key(mapping: dict[str, Any], line: str) -> None:
         (digits(models__ppi__contrast_weigth=1), "models.ppi.contrast_weigth: Did you mean `contrast_weight`?"),
         (digits(trainig={}), "trainig: Did you mean `training`?"),
         (digits(report__colour=1), "report.colour: Valid keys: images, title."),
-        (digits(models__plain__alpha=1), "models.plain.alpha: Valid keys: method."),
-        (digits(models__x={"method": "cfcn", 1: 2}), "models.x.1: Valid keys: method, mask_share, alpha."),
+        (digits(models__plain__alpha=1), "models.plain.alpha: Valid keys: method, epochs."),
+        (digits(models__plain__mask_share=1.0), "models.plain.mask_share: Valid keys: method, epochs."),
+        (
+            digits(models__x={"method": "cfcn", 1: 2}),
+            "models.x.1: Valid keys: method, epochs, mask_share, alpha, variant, layer, resize, warm_up_epochs, "
+            "ramp_epochs.",
+        ),
+        (
+            digits(backbone={"name": "vgg", "filters": [8]}),
+            "backbone.filters: Valid keys: name, blocks, batch_norm, dense_units, dropout.",
+        ),
+        (
+            digits(backbone__unit=3),
+            "backbone.unit: Valid keys: name, filters, strides, dropout, class_map_activation, head, feature_maps.",
+        ),
         (folder(data__validation_size=9), "data.validation_size: Did you mean `validation_share`?"),
     ],
 )
@@ -320,6 +480,105 @@ def test_an_unknown_key(mapping: dict[str, Any], line: str) -> None:
             digits(models__ppi__divergence_limit=20),
             "models.ppi.divergence_limit: expected no limit with contrast `one_vs_rest`, whose loss is bounded; "
             "received 20.0. Set divergence_limit to null, or contrast to `negated`.",
+        ),
+        (
+            digits(models__ppi__divergence_limit=20, models__ppi__contrast="probability"),
+            "models.ppi.divergence_limit: expected no limit with contrast `probability`, whose loss is bounded; "
+            "received 20.0. Set divergence_limit to null, or contrast to `negated`.",
+        ),
+        (
+            digits(models__ppi__layer="block1_conv"),
+            "models.ppi.layer: expected no layer with saliency `wbp`, which shows the pixels; "
+            'received "block1_conv" (text). Set layer to null, or saliency to `grad_cam`.',
+        ),
+        (
+            digits(models__ppi__largest_component=True),
+            "models.ppi.largest_component: expected false with mask `soft`, which has no box; received true. "
+            "Set largest_component to false, or mask to `box`.",
+        ),
+        (
+            digits(models__ppi__masked_value=[0.0, 0.1]),
+            "models.ppi.masked_value: expected one number, or one per channel (3, see data.channels); "
+            "received [0.0, 0.1].",
+        ),
+        (
+            digits(models__ppi__epochs=2),
+            "models.ppi.warm_up_epochs: expected fewer than models.ppi.epochs (2); received 2. "
+            "Otherwise this is plain training.",
+        ),
+        (
+            digits(models__g={"method": "gain", "warm_up_epochs": 5, "ramp_epochs": 20}),
+            "models.g.ramp_epochs: expected fewer than the epochs after the warm-up (25 - 5, see training.epochs); "
+            "received 20. Otherwise the weights never reach their values.",
+        ),
+        (
+            digits(models__r={"method": "rrr", "warm_up_epochs": 30}),
+            "models.r.warm_up_epochs: expected fewer than training.epochs (25); received 30. "
+            "Otherwise this is plain training.",
+        ),
+        (
+            digits(models__g={"method": "gain", "mask_share": 0.5}),
+            "models.g.mask_share: expected no share where supervision_weight is 0, because no mask is then used; "
+            "received 0.5. Set mask_share to null, or supervision_weight above 0.",
+        ),
+        (
+            digits(models__g={"method": "gain", "attention_weight": 0}),
+            "models.g.attention_weight: expected attention_weight or supervision_weight above 0; received 0 and 0. "
+            "Otherwise this is plain training.",
+        ),
+        (
+            digits(models__c={"method": "cfcn", "layer": "block1_conv"}),
+            "models.c.layer: expected no layer with variant `C`, which has the class maps before the pooling; "
+            'received "block1_conv" (text). Set layer to null, or variant to `F`.',
+        ),
+        (
+            digits(models__c={"method": "cfcn"}, backbone={"name": "two_convolutions"}),
+            "models.c.variant: expected `F` with a backbone that does not end with class maps; received `C`. "
+            "Or set backbone.name to `all_convolutional`.",
+        ),
+        (
+            retraining(models__d__of="d"),
+            'models.d.of: expected another model of this run that is trained (plain, ppi); received "d" (text).',
+        ),
+        (
+            retraining(data__balanced_size=0),
+            "data.balanced_size: expected images for method dfr (models.d); 220 give every digit on every texture "
+            "twice; received 0. Lower the other sizes for them.",
+        ),
+        (
+            retraining(backbone={"filters": [8]}),
+            "backbone.name: expected a backbone that ends with a dense layer for method dfr (models.d), such as `vgg`; "
+            "received `all_convolutional`.",
+        ),
+        (
+            digits(data__balanced_size=10),
+            "data.train_size: expected train_size + validation_size + test_size + balanced_size of at most 1797, the "
+            "number of digit images; received 1100 + 200 + 497 + 10 = 1807. Lower one of the four.",
+        ),
+        (
+            digits(data__balanced_size=100, data__train_size=900, data__image_size=69),
+            "data.image_size: expected at most 68 with a balanced_size, the largest patch that is left then; "
+            "received 69. Lower it, or set balanced_size to 0.",
+        ),
+        (
+            digits(backbone={"name": "vgg16", "weights": "imagenet", "batch_norm": True}),
+            "backbone.weights: expected null with batch_norm, for which there are no weights; "
+            'received "imagenet" (text). Set weights to null, or batch_norm to false.',
+        ),
+        (
+            digits(backbone={"name": "densenet121", "weights": "imagenet"}, data__channels=1),
+            "data.channels: expected 3 with pretrained weights, which are those of colour images; received 1. "
+            "Set data.channels to 3, or backbone.weights to null.",
+        ),
+        (
+            digits(backbone={"name": "inception_v3"}),
+            "data.image_size: expected at least 75 with backbone `inception_v3`, because its first layers do not pad "
+            "it; received 48x48.",
+        ),
+        (
+            digits(backbone={"name": "vgg", "blocks": [[8]] * 6}),
+            "data.image_size: expected at least 64 with backbone `vgg`, because each of the 6 blocks halves it; "
+            "received 48x48.",
         ),
         (
             digits(models__ppi__warm_up_epochs=25),
@@ -373,7 +632,17 @@ def test_a_long_value_is_shortened_to_one_line() -> None:
     assert line.endswith("... (text).")
 
 
+def test_a_batch_of_one_is_enough_without_the_map_of_another() -> None:
+    config_from_mapping(digits(training__batch_size=1, models__ppi__adversarial_weight=0))
+
+
 def test_the_limits_themselves_are_allowed() -> None:
+    config_from_mapping(digits(data__image_size=68, data__balanced_size=10, data__train_size=1090))
+    config_from_mapping(digits(models__ppi={"method": "ppi", "warm_up_epochs": 5, "ramp_epochs": 19}))
+    config_from_mapping(digits(models__plain__epochs=100, models__ppi__epochs=3))
+    config_from_mapping(digits(backbone={"name": "vgg", "blocks": [[8]] * 5}))
+    config_from_mapping(folder(data__image_size=[75, 90], backbone={"name": "inception_v3"}))
+    config_from_mapping(folder(models__d={"method": "dfr", "of": "plain"}, backbone={"name": "vgg11"}))
     config_from_mapping(digits(data__train_size=1100, data__digit_width=[48, 48], backbone__strides=[2, 2, 2, 2, 3]))
     config_from_mapping(digits(training={"epochs": 3, "batch_size": 2}))
     config_from_mapping(digits(models={"plain": {"method": "plain"}}, training={"batch_size": 1, "epochs": 1}))
@@ -575,7 +844,7 @@ def test_an_override_leaves_other_uses_of_an_anchor_alone(tmp_path: Path) -> Non
         ),
         ("training.epochs=[3", "--set training.epochs=[3, line 1, column 3: expected valid YAML;"),
         ("training.epocs=3", "training.epocs: unknown key. Did you mean `epochs`?"),
-        ("models.ppl.sharpness=3", "models.ppl.method: missing; expected one of `plain`, `ppi`, `cfcn`."),
+        ("models.ppl.sharpness=3", "models.ppl.method: missing; expected one of `plain`, `ppi`, `cfcn`, `gain`, `rrr`"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, expected: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import zarr
 from PIL import Image
 from rich.console import Console
 
-from tfcausal import experiment
+from tfcausal import experiment, training
 from tfcausal.config import config_from_mapping
 from tfcausal.data.pipeline import training_batches
 from tfcausal.errors import DataError, RunError, TrainingDiverged
@@ -266,7 +266,7 @@ def test_the_share_of_masks_is_what_the_training_sees(small_config, tmp_path, qu
         seen.append(int(image_set.has_mask.sum()))
         return training_batches(image_set, *arguments)
 
-    monkeypatch.setattr(experiment, "training_batches", spied)
+    monkeypatch.setattr(training, "training_batches", spied)
     models = {"quarter": {"method": "cfcn", "mask_share": 0.25}, "all": {"method": "cfcn", "mask_share": 1.0}}
     run = RunDirectory.create(tmp_path, config_from_mapping(small_settings(small_config, models=models)))
     with quiet:

@@ -274,6 +274,21 @@ def test_activation_bytes_by_hand():
     assert OperationGraph(model).activation_bytes() == 4 * (224 * 224 + 1 + 2)
 
 
+def test_rows_of_a_sample():
+    inputs = keras.Input((6, 8, 2))
+    rows = keras.ops.reshape(inputs, (-1, 8, 2))
+    rows = L.Flatten()(L.Dense(3, activation="relu")(rows))
+    parts = keras.ops.reshape(rows, (-1, 3, 24))
+    outputs = L.Dense(2)(L.Flatten()(keras.ops.reshape(L.Dense(1)(parts), (-1, 6))))
+    graph = OperationGraph(keras.Model(inputs, outputs))
+    assert [operation.rows for operation in graph.operations] == [6, 6, 6, 6, 2, 2, 1, 1, 1]
+    in_batch = 6 * (16 + 24 + 24 + 24) + 2 * (72 + 3)
+    assert graph.activation_bytes() == 4 * (96 + in_batch + 6 + 6 + 2)
+    mixed = keras.ops.reshape(keras.ops.reshape(inputs, (-1, 64)), (-1, 96))
+    graph = OperationGraph(keras.Model(inputs, L.Dense(2)(mixed)))
+    assert [operation.rows for operation in graph.operations] == [0, 0, 0]
+
+
 def test_layers_that_are_part_of_another_model_too():
     model = functional()
     expected = model.predict(images_of(), verbose=0)

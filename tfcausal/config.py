@@ -1,303 +1,132 @@
 """The configuration of a run: what a YAML file may say, checked completely before any work starts.
 
 :func:`load_config` reads a file and applies `--set` overrides; :func:`dump_config` writes the resolved configuration.
-Every section is a frozen pydantic model, and every key has a description.
+Every section is a frozen pydantic model, and every key has a description. The sections stand in the modules
+`config_*.py`; what they say to each other is checked here.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from tfcausal.config_choices import Saliency
+from tfcausal.config_backbones import (
+    AllConvolutionalConfig,
+    BackboneConfig,
+    BackboneSection,
+    DenseNet121Config,
+    InceptionV3Config,
+    TwoConvolutionsConfig,
+    VGG11Config,
+    VGG16Config,
+    VGG19Config,
+    VGGConfig,
+)
+from tfcausal.config_choices import Saliency, TrainingSaliency
+from tfcausal.config_data import (
+    DIGIT_IMAGES,
+    LARGEST_DIGIT_IMAGE,
+    DataConfig,
+    ImageFolderConfig,
+    SplitSize,
+    TexturedDigitsConfig,
+)
 from tfcausal.config_errors import Expects, describe, explain, problem, raise_conflicts
+from tfcausal.config_evaluation import EvaluationConfig, ReportConfig
+from tfcausal.config_models import (
+    DEFAULT_DIVERGENCE_LIMIT,
+    DEFAULT_THRESHOLD,
+    CFCNConfig,
+    DFRConfig,
+    GAINConfig,
+    MethodConfig,
+    ModelConfig,
+    PlainConfig,
+    PPIConfig,
+    RRRConfig,
+)
+from tfcausal.config_section import (
+    Channels,
+    ModelName,
+    NonNegativeNumber,
+    OpenShare,
+    Pair,
+    PositiveInt,
+    PositiveInts,
+    PositiveNumber,
+    RunName,
+    Section,
+    as_integer,
+)
+from tfcausal.config_training import TrainingConfig
 from tfcausal.config_yaml import override_key, read_yaml_file, write_yaml
 from tfcausal.errors import ConfigError
 
 CONFIG_VERSION = 1
-DIGIT_IMAGES = 1797  # of scikit-learn's handwritten digits
-LARGEST_DIGIT_IMAGE = 120  # the largest patch that every texture has for every split
-DEFAULT_THRESHOLD = 0.25
-DEFAULT_DIVERGENCE_LIMIT = 20.0
 
-
-def _integer(value: object) -> object:
-    if type(value) is not int:
-        raise ValueError("Literal takes true for 1")
-    return value
-
-
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveNumber = Annotated[float, Field(gt=0)]
-NonNegativeNumber = Annotated[float, Field(ge=0)]
-SplitSize = Annotated[int, Field(ge=10)]  # one digit of each class
-OpenShare = Annotated[float, Field(gt=0, lt=1)]
-Pair = Annotated[tuple[PositiveInt, PositiveInt], Strict(False)]
-PositiveInts = Annotated[tuple[PositiveInt, ...], Strict(False), Field(min_length=1)]
-RunName = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
-    Expects("a name of letters, digits, `-`, `_` and `.` that starts with a letter or a digit"),
+__all__ = [
+    "CONFIG_VERSION",
+    "DEFAULT_DIVERGENCE_LIMIT",
+    "DEFAULT_THRESHOLD",
+    "DIGIT_IMAGES",
+    "LARGEST_DIGIT_IMAGE",
+    "AllConvolutionalConfig",
+    "BackboneConfig",
+    "BackboneSection",
+    "CFCNConfig",
+    "Channels",
+    "ConfigError",
+    "DFRConfig",
+    "DataConfig",
+    "DenseNet121Config",
+    "EvaluationConfig",
+    "Expects",
+    "GAINConfig",
+    "ImageFolderConfig",
+    "InceptionV3Config",
+    "MethodConfig",
+    "ModelConfig",
+    "ModelName",
+    "NonNegativeNumber",
+    "OpenShare",
+    "PPIConfig",
+    "Pair",
+    "PlainConfig",
+    "PositiveInt",
+    "PositiveInts",
+    "PositiveNumber",
+    "RRRConfig",
+    "ReportConfig",
+    "RunConfig",
+    "RunName",
+    "Saliency",
+    "Section",
+    "SplitSize",
+    "TexturedDigitsConfig",
+    "TrainingConfig",
+    "TrainingSaliency",
+    "TwoConvolutionsConfig",
+    "VGG11Config",
+    "VGG16Config",
+    "VGG19Config",
+    "VGGConfig",
+    "config_from_mapping",
+    "dump_config",
+    "load_config",
 ]
-ModelName = Annotated[
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$"),
-    Expects("a name of letters, digits, `_` and `-` that starts with a letter or a digit"),
-]
-Channels = Annotated[Literal[1, 3], BeforeValidator(_integer)]
-
-
-class Section(BaseModel):
-    """What all sections have in common: unknown keys are errors, values are not converted, nothing changes later."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class TexturedDigitsConfig(Section):
-    """Handwritten digits on photographs of textures: needs no download, and the true mask of every digit is known."""
-
-    source: Literal["textured_digits"] = Field(description="The data source.")
-    image_size: int = Field(default=48, ge=8, le=LARGEST_DIGIT_IMAGE, description="Height and width in pixels.")
-    channels: Channels = Field(default=3, description="1 for grey images, 3 for colour.")
-    digit_width: Annotated[Pair, Expects("[narrowest, widest], two integers of at least 8")] = Field(
-        default=(28, 44), description="Narrowest and widest digit, in pixels; drawn uniformly per image."
-    )
-    context_strength: float = Field(
-        default=0.9, ge=0, le=1, description="Probability in training that an image has its label's texture."
-    )
-    contrast: float = Field(
-        default=0.5, gt=0, le=0.5, description="Distance of a digit's tone from mid-grey; below 0.3 some vanish."
-    )
-    train_size: SplitSize = Field(default=1100, description="Number of training images.")
-    validation_size: SplitSize = Field(default=200, description="Number of validation images.")
-    test_size: SplitSize = Field(default=497, description="Number of test images in each of the two test splits.")
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the images."""
-        return self.image_size, self.image_size, self.channels
-
-    @model_validator(mode="after")
-    def _check(self) -> TexturedDigitsConfig:
-        problems = []
-        narrowest, widest = self.digit_width
-        if not 8 <= narrowest <= widest <= self.image_size:
-            expected = f"[narrowest, widest] in ascending order, from 8 to image_size ({self.image_size})"
-            problems.append(("digit_width", problem(expected, describe([narrowest, widest]))))
-        sizes = (self.train_size, self.validation_size, self.test_size)
-        if sum(sizes) > DIGIT_IMAGES:
-            expected = f"train_size + validation_size + test_size of at most {DIGIT_IMAGES}, the number of digit images"
-            received = f"{' + '.join(map(str, sizes))} = {sum(sizes)}"
-            problems.append(("train_size", problem(expected, received, "Lower one of the three.")))
-        raise_conflicts(problems)
-        return self
-
-
-class ImageFolderConfig(Section):
-    """A folder of images: `images/<class>/*.png|jpg`, with optional masks in `masks/<class>/<same name>.png`."""
-
-    source: Literal["image_folder"] = Field(description="The data source.")
-    path: str = Field(min_length=1, description="The folder; a relative path starts at the current folder.")
-    image_size: Annotated[
-        Pair,
-        BeforeValidator(lambda size: size if isinstance(size, list | tuple) else (size, size)),
-        Expects("an integer of at least 1, or [height, width]"),
-    ] = Field(
-        default=(96, 96), description="[height, width] that images are resized to, in pixels; an integer gives squares."
-    )
-    channels: Channels = Field(default=3, description="1 to read images as grey, 3 for colour.")
-    exclude_classes: Annotated[tuple[str, ...], Strict(False)] = Field(
-        default=(), description="Class folders that are left out, for example because they hold too few images."
-    )
-    validation_share: OpenShare = Field(default=0.15, description="Share of the images held out for validation.")
-    test_share: OpenShare = Field(default=0.25, description="Share held out for testing without a `test` folder.")
-    on_error: Literal["raise", "skip"] = Field(
-        default="raise", description="An unreadable image stops the run (`raise`), or is left out and listed (`skip`)."
-    )
-    cache_megabytes: int = Field(default=1024, ge=0, description="Memory for decoded images, in MiB; 0 for none.")
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the images."""
-        return (*self.image_size, self.channels)
-
-    @model_validator(mode="after")
-    def _check(self) -> ImageFolderConfig:
-        if self.validation_share + self.test_share >= 1:
-            received = f"{self.validation_share} + {self.test_share}"
-            text = problem("validation_share + test_share below 1", received, "Leave a share for training.")
-            raise_conflicts([("validation_share", text)])
-        return self
-
-
-class AllConvolutionalConfig(Section):
-    """3x3 convolutions, then a 1x1 convolution with one map per class and global average pooling."""
-
-    name: Literal["all_convolutional"] = Field(default="all_convolutional", description="The backbone.")
-    filters: PositiveInts = Field(default=(32, 32, 64, 64, 64), description="Number of filters of every convolution.")
-    strides: Annotated[PositiveInts, Expects("an integer of at least 1, or one per entry of filters")] = Field(
-        default=None,
-        validate_default=True,
-        description="Stride of every convolution, or one for all; left out, every second one has stride 2.",
-    )
-    dropout: float = Field(default=0.3, ge=0, lt=1, description="Share of activations dropped after every convolution.")
-    class_map_activation: Literal["linear", "relu"] = Field(
-        default="linear", description="Activation of the class maps; with `relu`, as published, no logit is negative."
-    )
-
-    @field_validator("strides", mode="before")
-    @classmethod
-    def _resolve_strides(cls, strides: object, info: ValidationInfo) -> object:
-        count = len(info.data.get("filters", (1,)))
-        if strides is None:
-            return tuple(1 + index % 2 for index in range(count))
-        return (strides,) * count if isinstance(strides, int) else strides
-
-    @model_validator(mode="after")
-    def _check(self) -> AllConvolutionalConfig:
-        if len(self.strides) != len(self.filters):
-            expected = f"one stride per entry of filters ({len(self.filters)})"
-            received = f"{len(self.strides)} ({describe(list(self.strides))})"
-            raise_conflicts([("strides", problem(expected, received, "Give as many, or a single integer."))])
-        return self
-
-
-class TrainingConfig(Section):
-    """How every model of the run is trained."""
-
-    epochs: PositiveInt = Field(default=25, description="Passes over the training images.")
-    batch_size: PositiveInt = Field(default=32, description="Images per step.")
-    optimizer: Literal["adam", "sgd"] = Field(default="adam", description="The optimizer; `sgd` has a momentum of 0.9.")
-    learning_rate: PositiveNumber = Field(default=0.001, description="The learning rate at the start.")
-    learning_rate_schedule: Literal["constant", "cosine"] = Field(
-        default="cosine", description="`cosine` lowers the learning rate to 0 over all steps, `constant` keeps it."
-    )
-
-
-class PlainConfig(Section):
-    """Cross-entropy only: what the other methods are compared with."""
-
-    method: Literal["plain"] = Field(description="The training method.")
-
-
-class PPIConfig(Section):
-    """Training with contrastive pseudo-interventions: an image without what explains its label must lose the label."""
-
-    method: Literal["ppi"] = Field(description="The training method.")
-    contrast: Literal["one_vs_rest", "negated"] = Field(
-        default="one_vs_rest",
-        description="Loss of the masked image: `one_vs_rest` is -log(1 - p), bounded below; `negated` is the published "
-        "minus cross-entropy, unbounded below.",
-    )
-    contrast_weight: NonNegativeNumber = Field(default=1.0, description="Weight of the contrast of the masked image.")
-    regularisation_weight: NonNegativeNumber = Field(
-        default=0.1, description="Weight of the map's mean absolute value; 0 if left out and second_order is false."
-    )
-    adversarial_weight: NonNegativeNumber = Field(
-        default=1.0, description="Weight of classifying images masked with another sample's map."
-    )
-    threshold: Annotated[float | None, Field(gt=0, lt=1)] = Field(
-        default=None,
-        description="Saliency, as a share of the image's highest, above which a pixel is removed; default 0.25.",
-    )
-    threshold_quantile: Annotated[float | None, Field(gt=0, lt=1)] = Field(
-        default=None, description="Instead of threshold: the threshold is this quantile of each image's own map."
-    )
-    sharpness: PositiveNumber = Field(default=50.0, description="Steepness of the soft mask at the threshold.")
-    second_order: bool = Field(default=True, description="Whether gradients flow through the saliency map.")
-    warm_up_epochs: int = Field(default=2, ge=0, description="Epochs of plain training before the other losses start.")
-    divergence_limit: Annotated[float | None, Field(gt=0)] = Field(
-        default=None, description="With contrast `negated`: loss, in nats, at which training is stopped; default 20."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        resolved = dict(values)
-        if values.get("threshold") is None and values.get("threshold_quantile") is None:
-            resolved["threshold"] = DEFAULT_THRESHOLD
-        if values.get("second_order") is False:
-            resolved.setdefault("regularisation_weight", 0.0)
-        if values.get("contrast") == "negated" and values.get("divergence_limit") is None:
-            resolved["divergence_limit"] = DEFAULT_DIVERGENCE_LIMIT
-        return resolved
-
-    @model_validator(mode="after")
-    def _check(self) -> PPIConfig:
-        problems = []
-        if self.threshold is not None and self.threshold_quantile is not None:
-            received = f"threshold {self.threshold} and threshold_quantile {self.threshold_quantile}"
-            remedy = "Set the one that you do not want to null."
-            problems.append(("threshold", problem("either threshold or threshold_quantile", received, remedy)))
-        if not self.second_order and self.regularisation_weight > 0:
-            expected = "0 where second_order is false, because the map then passes no gradient on"
-            remedy = "Set regularisation_weight to 0, or second_order to true."
-            problems.append(("regularisation_weight", problem(expected, describe(self.regularisation_weight), remedy)))
-        if self.contrast == "one_vs_rest" and self.divergence_limit is not None:
-            expected = "no limit with contrast `one_vs_rest`, whose loss is bounded"
-            remedy = "Set divergence_limit to null, or contrast to `negated`."
-            problems.append(("divergence_limit", problem(expected, describe(self.divergence_limit), remedy)))
-        raise_conflicts(problems)
-        return self
-
-
-class CFCNConfig(Section):
-    """Training with masks: the true class's map is pulled into the mask (causal-focus loss)."""
-
-    method: Literal["cfcn"] = Field(description="The training method.")
-    mask_share: float = Field(default=1.0, gt=0, le=1, description="Share of the training images whose mask is used.")
-    alpha: NonNegativeNumber = Field(default=1.0, description="Weight of the causal-focus loss.")
-
-
-class EvaluationConfig(Section):
-    """What is measured on the test splits."""
-
-    saliency: Saliency = Field(default="wbp", description="The saliency map that is measured.")
-    batch_size: PositiveInt = Field(default=64, description="Images that are explained at once.")
-    deletion_steps: PositiveInt = Field(default=20, description="Steps of the deletion curve.")
-    deletion_images: PositiveInt = Field(
-        default=200, description="Images of each deletion curve, chosen with the seed."
-    )
-    minimum_group_size: PositiveInt = Field(
-        default=10, description="Smallest group of images that counts for the worst-group accuracy."
-    )
-
-
-class ReportConfig(Section):
-    """What the report shows."""
-
-    images: PositiveInt = Field(default=8, description="Images that are shown under every model.")
-    title: str | None = Field(default=None, description="Title of the report; the run's name if null.")
-
-
-DataConfig = Annotated[TexturedDigitsConfig | ImageFolderConfig, Field(discriminator="source")]
-ModelConfig = Annotated[PlainConfig | PPIConfig | CFCNConfig, Field(discriminator="method")]
 
 
 class RunConfig(Section):
     """A run: data, models trained on it, and what is measured."""
 
-    version: Annotated[Literal[1], BeforeValidator(_integer)] = Field(description="Version of this file format.")
+    version: Annotated[Literal[1], BeforeValidator(as_integer)] = Field(description="Version of this file format.")
     name: RunName = Field(description="Name of the run; its directory is `runs/<name>`.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seed of everything that is random.")
     data: DataConfig = Field(description="The images.")
-    backbone: AllConvolutionalConfig = Field(default=AllConvolutionalConfig(), description="The classifier trained.")
+    backbone: BackboneConfig = Field(default=AllConvolutionalConfig(), description="The classifier trained.")
     training: TrainingConfig = Field(default=TrainingConfig(), description="How the models are trained.")
     models: Annotated[
         dict[ModelName, ModelConfig],
@@ -306,25 +135,93 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="What is measured.")
     report: ReportConfig = Field(default=ReportConfig(), description="What the report shows.")
 
+    def epochs_of(self, name: str) -> int:
+        """Epochs that a model is trained for: its own, else those of `training`; 0 for one that has no epochs.
+
+        Args:
+            name: Name of the model.
+        """
+        model = self.models[name]
+        if isinstance(model, DFRConfig):
+            return 0
+        return self.training.epochs if model.epochs is None else model.epochs
+
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        problems = []
-        height, width, _ = self.data.image_shape
-        reduction = math.prod(self.backbone.strides)
-        if reduction > min(height, width):
-            expected = f"strides with a product of at most the image size ({height}x{width}, see data.image_size)"
-            problems.append(("backbone.strides", problem(expected, f"a product of {reduction}")))
-        ppi = {name: model for name, model in self.models.items() if isinstance(model, PPIConfig)}
-        for name, model in ppi.items():
-            if model.warm_up_epochs >= self.training.epochs:
-                expected = f"fewer than training.epochs ({self.training.epochs})"
-                text = problem(expected, describe(model.warm_up_epochs), "Otherwise this is plain training.")
-                problems.append((f"models.{name}.warm_up_epochs", text))
-        if ppi and self.training.batch_size < 2:
-            expected = f"at least 2 with method ppi (models.{next(iter(ppi))}), which masks with another sample's map"
-            problems.append(("training.batch_size", problem(expected, describe(self.training.batch_size))))
-        raise_conflicts(problems)
+        raise_conflicts([*self._image_problems(), *self._schedule_problems(), *self._method_problems()])
         return self
+
+    def _image_problems(self) -> list[tuple[str, str]]:
+        """Images that the backbone does not take."""
+        problems = []
+        height, width, channels = self.data.image_shape
+        smallest, reason = self.backbone.smallest_image
+        if isinstance(self.backbone, AllConvolutionalConfig) and self.backbone.reduction > min(height, width):
+            expected = f"strides with a product of at most the image size ({height}x{width}, see data.image_size)"
+            problems.append(("backbone.strides", problem(expected, f"a product of {self.backbone.reduction}")))
+        if min(height, width) < smallest:
+            expected = f"at least {smallest} with backbone `{self.backbone.name}`, {reason}"
+            problems.append(("data.image_size", problem(expected, f"{height}x{width}")))
+        if self.backbone.pretrained and channels != 3:
+            remedy = "Set data.channels to 3, or backbone.weights to null."
+            text = problem("3 with pretrained weights, which are those of colour images", describe(channels), remedy)
+            problems.append(("data.channels", text))
+        return problems
+
+    def _schedule_problems(self) -> list[tuple[str, str]]:
+        """Terms that start after the training has ended."""
+        problems = []
+        for name, model in self.models.items():
+            if isinstance(model, PlainConfig | DFRConfig):
+                continue
+            epochs, key = self.epochs_of(name), "training.epochs" if model.epochs is None else f"models.{name}.epochs"
+            if model.warm_up_epochs >= epochs:
+                text = problem(
+                    f"fewer than {key} ({epochs})", describe(model.warm_up_epochs), "Otherwise this is plain training."
+                )
+                problems.append((f"models.{name}.warm_up_epochs", text))
+            elif model.warm_up_epochs + model.ramp_epochs >= epochs:
+                expected = f"fewer than the epochs after the warm-up ({epochs} - {model.warm_up_epochs}, see {key})"
+                remedy = "Otherwise the weights never reach their values."
+                problems.append((f"models.{name}.ramp_epochs", problem(expected, describe(model.ramp_epochs), remedy)))
+        return problems
+
+    def _method_problems(self) -> list[tuple[str, str]]:
+        """Methods that need something else of the run."""
+        problems = []
+        channels = self.data.image_shape[2]
+        for name, model in self.models.items():
+            if isinstance(model, PPIConfig | GAINConfig) and len(model.masked_value) not in (1, channels):
+                expected = f"one number, or one per channel ({channels}, see data.channels)"
+                problems.append((f"models.{name}.masked_value", problem(expected, describe(list(model.masked_value)))))
+            if isinstance(model, CFCNConfig) and model.variant == "C" and not self.backbone.ends_with_class_maps:
+                expected = "`F` with a backbone that does not end with class maps"
+                remedy = "Or set backbone.name to `all_convolutional`."
+                problems.append((f"models.{name}.variant", problem(expected, "`C`", remedy)))
+            if isinstance(model, DFRConfig):
+                problems += self._retraining_problems(name, model)
+        others = [
+            name for name, model in self.models.items() if isinstance(model, PPIConfig) and model.adversarial_weight
+        ]
+        if others and self.training.batch_size < 2:
+            expected = f"at least 2 with method ppi (models.{others[0]}), which masks with another sample's map"
+            problems.append(("training.batch_size", problem(expected, describe(self.training.batch_size))))
+        return problems
+
+    def _retraining_problems(self, name: str, model: DFRConfig) -> list[tuple[str, str]]:
+        problems = []
+        trained = [other for other, entry in self.models.items() if not isinstance(entry, DFRConfig)]
+        if model.of not in trained:
+            expected = f"another model of this run that is trained ({', '.join(trained) or 'there is none'})"
+            problems.append((f"models.{name}.of", problem(expected, describe(model.of))))
+        if isinstance(self.data, TexturedDigitsConfig) and not self.data.balanced_size:
+            expected = f"images for method dfr (models.{name}); 220 give every digit on every texture twice"
+            remedy = "Lower the other sizes for them."
+            problems.append(("data.balanced_size", problem(expected, describe(self.data.balanced_size), remedy)))
+        if not self.backbone.ends_with_dense:
+            expected = f"a backbone that ends with a dense layer for method dfr (models.{name}), such as `vgg`"
+            problems.append(("backbone.name", problem(expected, f"`{self.backbone.name}`")))
+        return problems
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

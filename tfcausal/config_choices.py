@@ -26,3 +26,21 @@ Saliency = Literal[
     "smoothgrad",
     "vargrad",
 ]
+
+# Those that PPI can be trained with; `tfcausal.saliency.differentiable` has what they stand for.
+TrainingSaliency = Literal[
+    "wbp",
+    "gradient",
+    "grad_cam",
+    "lrp.alpha2_beta1",
+    "lrp.epsilon",
+    "lrp.epsilon_alpha2_beta1",
+    "lrp.epsilon_alpha2_beta1_flat",
+    "lrp.epsilon_gamma_box",
+    "lrp.epsilon_plus",
+    "lrp.epsilon_plus_flat",
+    "lrp.flat",
+    "lrp.gamma",
+    "lrp.w_square",
+    "lrp.z_plus",
+]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,24 +12,24 @@ import tensorflow as tf
 import zarr
 
 from tfcausal import __version__
-from tfcausal.callbacks import EpochCheckpoint, StopOnDivergence, TrainingProgress, restore_checkpoint
-from tfcausal.config import ModelConfig, RunConfig
+from tfcausal.config import RunConfig
 from tfcausal.data.image_set import DataSet, ImageSet
 from tfcausal.data.loading import check_data, check_unchanged, load_data
-from tfcausal.data.masks import with_mask_share
-from tfcausal.data.pipeline import evaluation_batches, summarise, training_batches
-from tfcausal.errors import DataError, TfCausalError
+from tfcausal.data.pipeline import summarise
+from tfcausal.distributed import choose_strategy
+from tfcausal.errors import TfCausalError
 from tfcausal.evaluation.classifier import SplitResult, evaluate_classifier
 from tfcausal.evaluation.faithfulness import Deletion
 from tfcausal.evaluation.groups import group_accuracy
 from tfcausal.evaluation.statistics import mean, proportion
-from tfcausal.models.backbones.all_convolutional import all_convolutional
-from tfcausal.models.cfcn import CFCNModel
-from tfcausal.models.ppi import PPIModel
+from tfcausal.models.building import build_model
 from tfcausal.progress import ConsoleProgress
 from tfcausal.report import write_report
 from tfcausal.runs import RunDirectory, atomic_path, environment
 from tfcausal.saliency.registry import get_explainer
+from tfcausal.training import check_models, train_models, trained_on, training_split
+
+__all__ = ["build_model", "check_data", "headline_split", "load_data", "make_deterministic", "run_experiment"]
 
 
 def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
@@ -67,8 +65,10 @@ def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, An
 def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
     config = run.config
     try:
+        strategy = choose_strategy(config.training.strategy)
         data = load_data(config, progress)
         check_data(config, data)
+        check_models(run, data, strategy)
     except TfCausalError:
         # Nothing has been done yet: the corrected command can have the same name.
         if not any(run.model_path(name).exists() or run.checkpoints(name) for name in config.models):
@@ -76,117 +76,17 @@ def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
         raise
     check_unchanged(data, run.path / "data.json")
     run.add_environment(environment(config.seed))
-    for name in config.models:
-        _train(run, name, data, progress)
+    train_models(run, data, progress, strategy)
     metrics = _evaluate(run, data, progress)
     run.write_metrics(metrics)
     write_report(run)
     return metrics
 
 
-def build_model(config: RunConfig, model: ModelConfig, data: DataSet, steps_per_epoch: int) -> keras.Model:
-    """Build and compile one model of a run; equal configurations and seeds give equal initial weights.
-
-    Args:
-        config: The configuration.
-        model: The model's part of it.
-        data: The data set, for the shapes.
-        steps_per_epoch: Batches per epoch, for the learning rate's schedule.
-
-    Returns:
-        The compiled model: the backbone itself for `plain`, else a model around it.
-    """
-    train = data.splits["train"]
-    keras.utils.set_random_seed(config.seed)
-    settings = config.backbone.model_dump(exclude={"name"})
-    backbone = all_convolutional(train.image_shape, len(train.class_names), **settings)
-    if model.method == "ppi":
-        options = model.model_dump(exclude={"method"}, exclude_none=True)
-        network: keras.Model = PPIModel(backbone, **options)
-    elif model.method == "cfcn":
-        network = CFCNModel(backbone, alpha=model.alpha)
-    else:
-        network = backbone
-    training = config.training
-    rate: Any = training.learning_rate
-    if training.learning_rate_schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, training.epochs * steps_per_epoch)
-    optimizer = (
-        keras.optimizers.Adam(rate) if training.optimizer == "adam" else keras.optimizers.SGD(rate, momentum=0.9)
-    )
-    network.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"], jit_compile=False)
-    return network
-
-
-def _train(run: RunDirectory, name: str, data: DataSet, progress: ConsoleProgress) -> None:
-    config, path = run.config, run.model_path(name)
-    if path.exists():
-        run.drop_checkpoints(name)
-        return
-    keras.utils.clear_session()
-    model_config, training = config.models[name], config.training
-    masked = model_config.method == "cfcn"
-    train = _training_split(config, model_config, data)
-    checkpoints = run.checkpoints(name)
-    first = checkpoints[-1][0] if checkpoints else 0
-    batches, steps = training_batches(train, training.batch_size, training.epochs, config.seed, first, masked)
-    network = build_model(config, model_config, data, steps)
-    rows: list[dict[Any, Any]] = []
-    if checkpoints:
-        restore_checkpoint(network, checkpoints[-1][1])
-        history = run.history(name)
-        rows = history[history["epoch"] <= first].to_dict("records")
-    begin = time.monotonic()
-
-    def saved(epoch: int, logs: dict[str, float]) -> None:
-        nonlocal begin
-        rows.append({"epoch": epoch, **logs, "seconds": round(time.monotonic() - begin, 3)})
-        begin = time.monotonic()
-        run.write_history(name, rows)
-        run.drop_checkpoints(name, keep=1)
-
-    if first < training.epochs:
-        with progress.task(f"training {name}", training.epochs * steps, first * steps) as advance, _reading_errors():
-            network.fit(
-                batches,
-                epochs=training.epochs,
-                initial_epoch=first,
-                steps_per_epoch=steps,
-                validation_data=evaluation_batches(data.splits["validation"], config.evaluation.batch_size, masked),
-                shuffle=False,  # the batches are in the order of their epoch
-                verbose=0,
-                callbacks=[
-                    TrainingProgress(advance, training.epochs),
-                    StopOnDivergence(),
-                    EpochCheckpoint(lambda epoch: run.checkpoint_path(name, epoch), config.seed, saved),
-                ],
-            )
-    with atomic_path(path) as partial:
-        getattr(network, "explained_network", network).save(partial)
-    run.drop_checkpoints(name)
-
-
-def _training_split(config: RunConfig, model: ModelConfig, data: DataSet) -> ImageSet:
-    """The training images with the masks that a method is given: a share of them for CFCN, none for the others."""
-    return with_mask_share(data.splits["train"], model.mask_share if model.method == "cfcn" else 0.0, config.seed)
-
-
-@contextmanager
-def _reading_errors() -> Iterator[None]:
-    """An image that can no longer be read while a model trains is a data error, not one of the input pipeline."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        found = re.search(r"DataError: (.*)", error.message)
-        if found is None:
-            raise
-        raise DataError(found[1]) from None
-
-
 def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> dict[str, Any]:
     config = run.config
     results: dict[str, dict[str, SplitResult]] = {}
-    splits = {name: split for name, split in data.splits.items() if name != "train"}
+    splits = {name: data.splits[name] for name in _measured(data)}
     shown = headline_split(data)
     with atomic_path(run.maps_path) as partial:
         maps = zarr.create_group(partial)
@@ -202,9 +102,11 @@ def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> di
             model = keras.models.load_model(run.model_path(name), compile=False)
             explainer = get_explainer(config.evaluation.saliency, model)
             deletion = Deletion(model, config.evaluation.deletion_steps, batch_size=config.evaluation.batch_size)
-            results[name] = {}
-            with progress.task(f"evaluating {name}", sum(map(len, splits.values()))) as advance:
-                for split_name, split in splits.items():
+            seen = trained_on(config.models[name], data)
+            unseen = {split_name: split for split_name, split in splits.items() if split_name not in seen}
+            results[name] = {split_name: _not_measured(split) for split_name, split in splits.items()}
+            with progress.task(f"evaluating {name}", sum(map(len, unseen.values()))) as advance:
+                for split_name, split in unseen.items():
                     group = maps[f"splits/{split_name}"]
                     results[name][split_name] = result = evaluate_classifier(
                         split,
@@ -218,6 +120,18 @@ def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> di
                     )
                     group.create_array(f"probabilities/{name}", data=result.probabilities)
     return _metrics(config, data, results)
+
+
+def _measured(data: DataSet) -> list[str]:
+    """The splits that models are measured on: not those that are there to be trained on."""
+    return [name for name in data.splits if name not in ("train", "balanced")]
+
+
+def _not_measured(split: ImageSet) -> SplitResult:
+    """The result of a split that a model has been trained on: no image."""
+    nothing = np.empty(0)
+    probabilities = np.empty((0, len(split.class_names)), np.float32)
+    return SplitResult(probabilities, nothing.astype(bool), *[nothing] * 6)
 
 
 def headline_split(data: DataSet) -> str:
@@ -272,7 +186,8 @@ def _metrics(config: RunConfig, data: DataSet, results: dict[str, dict[str, Spli
         groups = group_accuracy(*_groups(data, splits), config.evaluation.minimum_group_size)
         models[name] = {
             "method": config.models[name].method,
-            "training_masks": int(_training_split(config, config.models[name], data).has_mask.sum()),
+            "trained_on": trained_on(config.models[name], data),
+            "training_masks": int(training_split(config, config.models[name], data).has_mask.sum()),
             "splits": {split: _split_metrics(result, config.seed) for split, result in splits.items()},
             "groups": {group: accuracy.as_dict() for group, accuracy in groups.groups.items()},
             "worst_group": {"name": groups.worst_name, **groups.worst.as_dict()},
@@ -286,7 +201,7 @@ def _metrics(config: RunConfig, data: DataSet, results: dict[str, dict[str, Spli
         "group_splits": _test_splits(data),
         "minimum_group_size": config.evaluation.minimum_group_size,
         "model_names": list(config.models),
-        "split_names": [name for name in data.splits if name != "train"],
+        "split_names": _measured(data),
         "models": models,
     }
 
@@ -323,4 +238,5 @@ def _groups(data: DataSet, results: dict[str, SplitResult]) -> tuple[np.ndarray,
 def make_deterministic() -> None:
     """Have TensorFlow repeat itself exactly in this process, so that a resumed run equals an unbroken one."""
     tf.config.experimental.enable_op_determinism()
-    tf.config.list_logical_devices()  # the start-up messages of the devices come now
+    if "TF_CONFIG" not in os.environ:  # workers must find each other before TensorFlow looks at its devices
+        tf.config.list_logical_devices()  # the start-up messages of the devices come now

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import keras
@@ -120,6 +121,39 @@ def nested_graph(
     if functional is None:
         raise UnsupportedOperation(_no_graph(model, path, True, in_training))
     return functional, order
+
+
+def rows_per_sample(layer: Any, rows: Sequence[int], before: Sequence[Shape], after: Sequence[Shape]) -> int:
+    """How many rows of what an operation gives belong to one sample; 0 where a row can belong to several samples.
+
+    A reshape keeps the order of the values, so that its rows stay apart as long as each fits into a sample: parts of
+    the samples can go into the batch, one sample's below the other's, and come back. With a size that is not known it
+    counts as one that leaves the rows as they are. Every other operation does, too: none that a saliency rule holds for
+    acts along the first axis.
+
+    Args:
+        layer: The layer, or the operation of `keras.ops`.
+        rows: Rows per sample of its inputs.
+        before: Shapes of its inputs.
+        after: Shapes of its outputs.
+
+    Example:
+        >>> import keras
+        >>> model = keras.Function(x := keras.Input((5, 8, 2)), keras.ops.reshape(x, (-1, 8, 2)))
+        >>> rows_per_sample(model.operations[-1], [1], [(None, 5, 8, 2)], [(None, 8, 2)])
+        5
+    """
+    count = max(rows, default=1)
+    if not isinstance(layer, _RESHAPES):
+        return count
+    old, new = (prod(size or 0 for size in shapes[0][1:]) for shapes in (before, after))  # 0 where one is not known
+    if not old or not new:
+        return count
+    whole, rest = divmod(count * old, new)
+    return 0 if rest else whole
+
+
+_RESHAPES = (keras_api.operation_class(keras.ops.reshape), keras_api.operation_class(keras.ops.ravel))
 
 
 def _is_floating(dtype: str) -> bool:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfcausal import keras_api
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
-from tfcausal.functional import Shape, functional_graph, nested_graph, traced
+from tfcausal.functional import Shape, functional_graph, nested_graph, rows_per_sample, traced
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,8 @@ class Operation:
         constants: What else the call was given, except None and `training`.
         fixed_training: Whether this call is always made in training or in inference mode; None where it follows the
             model. Only a `call` of a user's own can fix it.
+        rows: How many rows of the outputs belong to one sample, one sample's below the other's: more than 1 where a
+            reshape has put parts of the samples into the batch, 0 where a row can belong to several samples.
     """
 
     path: str
@@ -56,6 +58,7 @@ class Operation:
     arguments: keras_api.Arguments = field(repr=False)
     constants: tuple[Any, ...] = field(default=(), repr=False)
     fixed_training: bool | None = field(default=None, repr=False)
+    rows: int = field(default=1, repr=False)
 
     @property
     def output(self) -> int:
@@ -260,12 +263,13 @@ class OperationGraph:
         producer = self.producer(self.output)
         if self.output == self.logits or producer is None:
             return logits
-        return producer.run({self.logits: logits}, training=False)[0]
+        return producer.compute([logits])[0]
 
     def activation_bytes(self) -> int:
         """Memory that the activations of one input take, in bytes of float32; unknown sizes count as 224."""
-        shapes = [*self.input_shapes, *(shape for operation in self.operations for shape in operation.shapes)]
-        return sum(4 * prod(224 if size is None else size for size in shape[1:]) for shape in shapes)
+        shapes = [(1, shape) for shape in self.input_shapes]
+        shapes += [(max(1, operation.rows), shape) for operation in self.operations for shape in operation.shapes]
+        return sum(4 * rows * prod(224 if size is None else size for size in shape[1:]) for rows, shape in shapes)
 
 
 class _Builder:
@@ -318,15 +322,8 @@ class _Builder:
         fused = activation is not None and activation is not keras.activations.linear
         path = self._unused(path, self._paths)
         outputs = self.new_tensors(node.output_shapes)
-        self._add_operation(
-            path,
-            keras_api.without_activation(layer) if fused else layer,
-            sources,
-            outputs,
-            node.arguments,
-            node.constants,
-            fixed_training,
-        )
+        plain = keras_api.without_activation(layer) if fused else layer
+        self._add_operation(path, plain, sources, outputs, node.arguments, node.constants, fixed_training)
         if not fused:
             return outputs
         if not isinstance(activation, keras.layers.Layer):
@@ -351,17 +348,21 @@ class _Builder:
         constants: tuple[Any, ...] = (),
         fixed_training: bool | None = None,
     ) -> None:
+        before = tuple(self._producers.get(source) for source in inputs)
+        shapes = tuple(self.shapes[output] for output in outputs)
+        input_shapes = tuple(self.shapes[source] for source in inputs)
         operation = Operation(
             path=path,
             layer=layer,
             inputs=inputs,
             outputs=outputs,
-            shapes=tuple(self.shapes[output] for output in outputs),
-            input_shapes=tuple(self.shapes[source] for source in inputs),
-            sources=tuple(self._producers.get(source) for source in inputs),
+            shapes=shapes,
+            input_shapes=input_shapes,
+            sources=before,
             arguments=arguments,
             constants=constants,
             fixed_training=fixed_training,
+            rows=rows_per_sample(layer, [getattr(source, "rows", 1) for source in before], input_shapes, shapes),
         )
         self.operations.append(operation)
         self._paths.add(path)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -286,6 +289,13 @@ def is_probability(operation: Any) -> bool:
     return isinstance(operation, kinds)
 
 
+def is_softmax(operation: Any) -> bool:
+    """Whether an operation is a softmax, whose outputs add up to 1."""
+    if isinstance(operation, keras.layers.Activation):
+        return operation.activation is keras.activations.softmax
+    return isinstance(operation, (keras.layers.Softmax, operation_class(keras.ops.softmax)))
+
+
 _ACTIVATION_LAST = (
     "Dense EinsumDense Conv1D Conv2D Conv3D Conv1DTranspose Conv2DTranspose Conv3DTranspose "
     "DepthwiseConv1D DepthwiseConv2D SeparableConv1D SeparableConv2D"
@@ -343,6 +353,11 @@ def track_loss(model: Any, loss: tf.Tensor, batch_size: tf.Tensor) -> None:
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
 
 
+def unscaled_loss(loss: tf.Tensor) -> tf.Tensor:
+    """The mean over the samples of this replica, of a loss that Keras has divided by the number of replicas."""
+    return loss * tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)
+
+
 def apply_gradients(model: Any, tape: tf.GradientTape, loss: tf.Tensor) -> None:
     """Differentiate a loss that was computed under `tape` and update the model's weights."""
     with tape:
@@ -368,3 +383,115 @@ def reset_random_state(model: Any, seed: int) -> None:
     for position, generator in enumerate(generators.values()):
         words = np.random.SeedSequence([seed, position]).generate_state(2, dtype=np.uint32)
         generator.state.assign(np.asarray(words >> 1, dtype="int64"))
+
+
+def symbolic_build(model: Any, iterator: Any, data_batch: Any) -> None:
+    """Build metrics and losses before the first step, as `fit` does under a strategy.
+
+    Keras averages the first batch over the workers before it does so, which fails with several of them; only shapes
+    matter, so that the part of one replica will do.
+    """
+    strategy = model._distribute_strategy
+    if strategy is None:
+        return
+    if iterator is not None:
+        for _, _, steps in iterator:
+            data_batch = keras.tree.map_structure(
+                lambda value: strategy.experimental_local_results(value)[0], next(steps)
+            )
+            break
+    with strategy.scope():
+        model._symbolic_build(data_batch=data_batch)
+
+
+def reducible_logs(model: Any, logs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """The results of a step in the shape in which `fit` can average them over several workers: along axis 0."""
+    strategy = model._distribute_strategy
+    if not _has_several_workers(strategy) or not _averages_along_samples():
+        return logs
+    return {name: tf.reshape(value, [1]) for name, value in logs.items()}
+
+
+def results_of_epoch(model: Any, logs: dict[str, Any]) -> dict[str, Any]:
+    """What the metrics of a model say after an epoch, of those that its steps report.
+
+    Keras takes the results of the last step where a model has metrics that its steps do not report; under a strategy
+    these are the mean over the replicas, however unequal the parts of the samples that they have had.
+    """
+    results = model.get_metrics_result()
+    return {name: results[name] for name in logs} if logs.keys() <= results.keys() else logs
+
+
+@contextmanager
+def steps_of_several_workers(model: Any) -> Iterator[None]:
+    """Have `fit` and `evaluate` of any Keras model run on several workers; elsewhere nothing changes.
+
+    What a model of ours has in its class, another one is given for as long as this lasts.
+    """
+    if not _has_several_workers(model._distribute_strategy):
+        yield
+        return
+
+    def with_reducible_logs(step: Callable[[Any], dict[str, tf.Tensor]]) -> Callable[[Any], dict[str, tf.Tensor]]:
+        return lambda data: reducible_logs(model, step(data))
+
+    def build(iterator: Any = None, data_batch: Any = None) -> None:
+        symbolic_build(model, iterator, data_batch)
+
+    own = {
+        "_maybe_symbolic_build": build,
+        "train_step": with_reducible_logs(model.train_step),
+        "test_step": with_reducible_logs(model.test_step),
+    }
+    try:
+        for name, function in own.items():
+            setattr(model, name, function)
+        model.train_function = model.test_function = None
+        yield
+    finally:
+        for name in own:
+            delattr(model, name)
+        model.train_function = model.test_function = None
+
+
+def _has_several_workers(strategy: Any) -> bool:
+    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return several and strategy.extended._in_multi_worker_mode()
+
+
+@cache
+def _averages_along_samples() -> bool:
+    """Whether this Keras averages the results of a step over workers along axis 0, which scalars do not have."""
+    axes = []
+
+    class Recorder(tf.distribute.MultiWorkerMirroredStrategy):
+        extended = SimpleNamespace(_in_multi_worker_mode=lambda: True)
+
+        def __init__(self) -> None:
+            """Connects to no one."""
+
+        def reduce(self, reduce_op: Any, value: Any, axis: int | None = None) -> Any:
+            axes.append(axis)
+            return value
+
+    trainer = sys.modules[keras.Model.make_train_function.__module__]
+    trainer.reduce_per_replica(0.0, Recorder(), reduction="auto")
+    return axes == [0]
+
+
+def batch_moments(layer: Any, inputs: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The mean and variance (C,) that a batch normalisation uses in training, of the batch of all replicas if it does.
+
+    In float32 at least, as Keras has it.
+    """
+    return layer._moments(tf.cast(inputs, keras.backend.result_type(inputs.dtype, "float32")), None)
+
+
+def training_policy(model: Any) -> Any:
+    """The dtype policy that a model around another one needs, for Keras to scale the loss if gradients are float16.
+
+    That of the model, unless its layers compute in float16 without it saying so: one that was loaded, cloned or put
+    together of layers has the global policy, whatever its layers have.
+    """
+    policies = [layer.dtype_policy for layer in model._flatten_layers(include_self=False)]
+    return next((policy for policy in policies if policy.name == "mixed_float16"), model.dtype_policy)

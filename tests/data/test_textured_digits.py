@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
 from tfcausal.data import textures
+from tfcausal.data.sources import textured_digits as source
 from tfcausal.data.sources.textured_digits import textured_digits
 from tfcausal.data.textures import TEXTURES, read_textures
 from tfcausal.errors import DataError, InvalidArgument
@@ -205,6 +206,67 @@ def test_tone_and_place_of_a_digit_do_not_tell_its_class(digits, arrays):
     assert scores.mean() < 0.16
 
 
+@pytest.fixture(scope="module")
+def balanced():
+    return textured_digits(**SIZES, balanced_size=300)
+
+
+def test_a_balanced_split_leaves_training_and_test_as_they_are(balanced):
+    without = textured_digits(**SIZES)
+    assert list(balanced.splits) == [*without.splits, "balanced"]
+    for split in ("train", "test", "test_shuffled"):
+        one, other = without.splits[split], balanced.splits[split]
+        assert one.names == other.names
+        everything = np.arange(len(one))
+        for before, after in zip(one.read(everything), other.read(everything), strict=True):
+            np.testing.assert_array_equal(before, after)
+    assert without.splits["validation"].names == balanced.splits["validation"].names
+
+
+def test_balanced_digits_are_in_no_other_split_and_every_digit_is_on_every_texture(balanced):
+    image_set = balanced.splits["balanced"]
+    others = {index for split in ("train", "validation", "test") for index in digit_indices(balanced.splits[split])}
+    assert len(others) == 450
+    assert len(set(digit_indices(image_set)) - others) == 300
+    table = np.zeros((10, 10), dtype=int)
+    np.add.at(table, (image_set.labels, image_set.contexts), 1)
+    assert table.min() >= 2
+    assert np.all(table.max(axis=1) - table.min(axis=1) <= 1)
+    np.testing.assert_array_equal(image_set.context_agrees, image_set.contexts == image_set.labels)
+    images, masks = image_set.read(np.arange(300))
+    assert images.shape == (300, 48, 48, 3)
+    assert masks.sum(axis=(1, 2, 3)).min() >= 30
+
+
+def test_balanced_and_validation_share_no_pixel_of_a_photograph(monkeypatch):
+    # Every pixel of the part that they share tells its place along the longer side; even lighting would change that.
+    def ramps(channels):
+        regions = {}
+        for split, parts in read_textures(channels).items():
+            regions[split] = []
+            for part in parts:
+                height, width = part.shape[:2]
+                rows, columns = np.indices((height, width))
+                place = rows / height if height >= width else columns / width
+                place = place if split == "validation" else np.full((height, width), 2.0)
+                regions[split].append(np.repeat(place[..., None], channels, axis=2).astype(np.float32))
+        return regions
+
+    monkeypatch.setattr(source, "read_textures", ramps)
+    splits = textured_digits(**SIZES, balanced_size=200, contrast=0.01, digit_width=(8, 8)).splits
+    places = {}
+    for split in ("validation", "balanced"):
+        images, masks = splits[split].read(np.arange(len(splits[split])))
+        places[split] = [
+            images[splits[split].contexts == k][masks[splits[split].contexts == k][..., 0] == 0] for k in range(10)
+        ]
+    for first, second in zip(places["validation"], places["balanced"], strict=True):
+        assert first.max() < 0.515  # a digit's edge is mid-grey to within its contrast
+        assert second.min() > 0.485
+        assert np.median(first) < 0.4
+        assert np.median(second) > 0.6
+
+
 def test_reading_depends_on_the_seed_alone_and_not_on_the_batch(digits, arrays):
     again = textured_digits().splits["test_shuffled"]
     images, masks = again.read(np.array([3, 5, 7]))
@@ -243,6 +305,9 @@ def test_context_strength_is_obeyed():
         ({"contrast": 0.6}, "`contrast`"),
         ({"channels": 4}, "`channels`: expected 1"),
         ({"seed": -1}, "`seed`"),
+        ({"balanced_size": 5}, "`balanced_size`: expected 10 or more"),
+        ({"balanced_size": 10}, r"\+ balanced_size`: expected at most 1797 .* 1807 \(1100 \+ 200 \+ 497 \+ 10\)"),
+        ({**SIZES, "balanced_size": 100, "image_size": 69}, "expected 8 to 68 pixels.* with a split `balanced`"),
     ],
 )
 def test_bad_arguments(arguments, match):

@@ -22,6 +22,13 @@ def test_proportion_equals_the_published_wilson_intervals(successes, n, low, hig
     assert estimate.n == n
 
 
+def test_an_interval_holds_its_proportion_where_all_or_none_are_successes():
+    for n in range(1, 60):
+        for successes in (0, n):
+            estimate = proportion(np.arange(n) < successes)
+            assert estimate.low <= estimate.value <= estimate.high
+
+
 def test_nothing_observed_is_nan_and_not_a_number_out_of_thin_air():
     for estimate in (proportion(np.zeros(0, bool)), mean(np.full(3, np.nan))):
         assert np.isnan([estimate.value, estimate.low, estimate.high]).all()

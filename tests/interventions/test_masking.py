@@ -3,8 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from skimage.measure import label, regionprops
 
-from tfcausal.interventions.masking import normalised_saliency, quantile_threshold, remove, soft_mask
+from tfcausal.interventions.masking import (
+    box_mask,
+    largest_connected_component,
+    normalised_saliency,
+    quantile_threshold,
+    remove,
+    soft_mask,
+)
 
 RNG = np.random.default_rng(0)
 MAPS = RNG.normal(size=(3, 4, 5, 3))
@@ -149,3 +157,148 @@ def test_gradients_of_remove_reach_images_and_mask():
     by_image, by_mask = tape.gradient(total, (images, mask))
     np.testing.assert_allclose(by_image.numpy().ravel(), [0.75, 0.75])
     np.testing.assert_allclose(by_mask.numpy().ravel(), [-6.0])
+
+
+def test_masked_pixels_take_the_value_of_their_channel():
+    images, mask = RNG.normal(size=(2, 3, 3, 2)), RNG.uniform(size=(2, 3, 3, 1))
+    for value in (0.5, [0.5, -2.0], (0.0, 1.0)):
+        expected = (1 - mask) * images + mask * np.asarray(value)
+        np.testing.assert_allclose(remove(tf.constant(images), tf.constant(mask), value), expected, rtol=1e-12)
+
+
+def test_masked_value_is_neither_rounded_nor_widened():
+    for dtype in (tf.float16, tf.float32, tf.float64):
+        assert remove(tf.ones((1, 2, 2, 3), dtype), tf.ones((1, 2, 2, 1), dtype), [0.1, 0.2, 0.3]).dtype == dtype
+    filled = remove(tf.ones((1, 2, 2, 1), tf.float64), tf.ones((1, 2, 2, 1), tf.float64), 0.1)
+    np.testing.assert_allclose(filled, 0.1, rtol=1e-15)
+
+
+def test_volumes_are_normalised_masked_and_thresholded_as_a_whole():
+    volumes = RNG.normal(size=(2, 3, 4, 5, 2))
+    saliency = normalised_saliency(tf.constant(volumes))
+    positive = np.maximum(volumes.sum(axis=4, keepdims=True), 0)
+    np.testing.assert_allclose(saliency, positive / positive.max(axis=(1, 2, 3, 4), keepdims=True), rtol=1e-12)
+    threshold = quantile_threshold(saliency, 0.9)
+    assert threshold.shape == (2, 1, 1, 1, 1)
+    np.testing.assert_array_equal((saliency >= threshold).numpy().sum(axis=(1, 2, 3, 4)), 6)
+    mask = RNG.uniform(size=(2, 3, 4, 5, 1))
+    np.testing.assert_allclose(remove(tf.constant(volumes), tf.constant(mask)), volumes * (1 - mask), rtol=1e-12)
+
+
+# Regions of a few per cent fall apart into many components, those above two fifths hang together across corners.
+SHAPES = {"images": (12, 9, 11), "volumes": (8, 4, 6, 5)}
+SHARES = (0.02, 0.1, 0.25, 0.4, 0.7)
+
+
+def regions(shape: tuple[int, ...], share: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(size=shape) < share
+
+
+def largest_by_skimage(region: np.ndarray) -> np.ndarray:
+    """Components in the order of their first pixel; the first of the largest ones."""
+    numbers = label(region, connectivity=region.ndim)
+    sizes = np.bincount(numbers.ravel())[1:]
+    return numbers == 1 + sizes.argmax() if len(sizes) else np.zeros_like(region)
+
+
+def box_by_skimage(region: np.ndarray) -> np.ndarray:
+    box = np.zeros(region.shape)
+    for found in regionprops(region.astype(int)):
+        starts, stops = np.split(np.array(found.bbox), 2)
+        box[tuple(slice(start, stop) for start, stop in zip(starts, stops, strict=True))] = 1
+    return box
+
+
+@pytest.mark.parametrize("share", SHARES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_largest_component_is_that_of_scikit_image(shape, share):
+    batch = regions(shape, share)
+    found = largest_connected_component(tf.constant(batch[..., None]))
+    assert found.dtype == tf.bool
+    np.testing.assert_array_equal(found[..., 0], [largest_by_skimage(region) for region in batch])
+
+
+def test_of_components_of_the_same_size_the_first_one_is_taken():
+    region = np.array([[0, 0, 0, 1, 1], [1, 0, 0, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 1, 0]], bool)
+    found = largest_connected_component(tf.constant(region[None, ..., None]))[0, ..., 0]
+    np.testing.assert_array_equal(np.argwhere(found.numpy()), [[0, 3], [0, 4]])
+    turned = largest_connected_component(tf.constant(region[None, ::-1, ::-1, None]))[0, ..., 0]
+    np.testing.assert_array_equal(np.argwhere(turned.numpy()), [[0, 1], [1, 1]])
+
+
+def test_a_winding_component_is_followed_to_its_end():
+    """A spiral of one arm, whose ends lie many steps apart, beside a block of fewer pixels."""
+    region, block = np.zeros((15, 26), bool), np.zeros((15, 26), bool)
+    region[0, :15] = True
+    row, column = 0, 14
+    for turn, length in enumerate([14, 14, 12, 12, 10, 10, 8, 8, 6, 6, 4, 4]):
+        down, right = [(1, 0), (0, -1), (-1, 0), (0, 1)][turn % 4]
+        for _ in range(length):
+            row, column = row + down, column + right
+            region[row, column] = True
+    block[:11, 16:26] = True
+    assert region.sum() == 123
+    assert block.sum() == 110
+    found = largest_connected_component(tf.constant((region | block)[None, ..., None]))[0, ..., 0]
+    np.testing.assert_array_equal(found, region)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_empty_and_full_regions(shape):
+    batch = regions(shape, 0.3)
+    batch[0], batch[1] = False, True
+    saliency = tf.constant(batch[..., None].astype("float32"))
+    expected = [largest_by_skimage(region) for region in batch]
+    np.testing.assert_array_equal(largest_connected_component(saliency > 0.5)[..., 0], expected)
+    for largest_component in (False, True):
+        box = box_mask(saliency, 0.5, largest_component).numpy()
+        assert box[0].max() == 0
+        assert box[1].min() == 1
+    none = np.zeros((2, *shape[1:], 1), bool)
+    np.testing.assert_array_equal(largest_connected_component(tf.constant(none)), none)
+    np.testing.assert_array_equal(largest_connected_component(tf.constant(~none)), ~none)
+
+
+@pytest.mark.parametrize("share", SHARES[:4])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_box_is_that_of_scikit_image(shape, share):
+    saliency = np.random.default_rng(3).uniform(size=(*shape, 1))
+    region = saliency[..., 0] > 1 - share
+    of_all = box_mask(tf.constant(saliency), 1 - share)
+    assert of_all.dtype == tf.float64
+    np.testing.assert_array_equal(of_all[..., 0], [box_by_skimage(part) for part in region])
+    of_largest = box_mask(tf.constant(saliency), 1 - share, largest_component=True)
+    np.testing.assert_array_equal(of_largest[..., 0], [box_by_skimage(largest_by_skimage(part)) for part in region])
+
+
+def test_box_has_one_threshold_per_map_and_leaves_out_what_equals_it():
+    saliency = tf.constant([[[0.2, 0.5, 0.9]], [[0.2, 0.5, 0.9]]])[..., None]
+    thresholds = tf.reshape(tf.constant([0.5, 0.1]), (2, 1, 1, 1))
+    np.testing.assert_array_equal(box_mask(saliency, thresholds)[:, 0, :, 0], [[0, 0, 1], [1, 1, 1]])
+
+
+def test_box_has_no_gradient():
+    saliency = tf.constant(RNG.uniform(size=(2, 4, 4, 1)))
+    for largest_component in (False, True):
+        with tf.GradientTape() as tape:
+            tape.watch(saliency)
+            total = tf.reduce_sum(saliency * box_mask(saliency, 0.3 * saliency[:, :1, :1], largest_component))
+        box = box_mask(saliency, 0.3 * saliency[:, :1, :1], largest_component)
+        np.testing.assert_array_equal(tape.gradient(total, saliency), box)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_components_and_boxes_within_a_compiled_step(shape):
+    """Of unknown sizes, too; further batches, of another size of the batch, are not traced again."""
+    traces = []
+
+    @tf.function(input_signature=[tf.TensorSpec((None,) * len(shape) + (1,)), tf.TensorSpec(())])
+    def compiled(saliency, threshold):
+        traces.append(1)
+        return box_mask(saliency, threshold, largest_component=True)
+
+    for seed, count, threshold in ((0, shape[0], 0.8), (1, shape[0], 0.7), (2, 2, 0.6)):
+        saliency = np.random.default_rng(seed).uniform(size=(count, *shape[1:], 1)).astype("float32")
+        expected = [box_by_skimage(largest_by_skimage(region)) for region in saliency[..., 0] > threshold]
+        np.testing.assert_array_equal(compiled(saliency, threshold)[..., 0], expected)
+    assert traces == [1]

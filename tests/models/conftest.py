@@ -23,21 +23,27 @@ def labels() -> np.ndarray:
 
 @pytest.fixture
 def classifier() -> Callable[..., keras.Model]:
-    """Builds a three-class network, the same weights every time."""
+    """Builds a network of three units, or of another number, the same weights every time."""
 
     def build(
-        batch_norm: bool = False, dropout: float = 0.0, dtype: str = "float32", seed: int = 0, **conv: object
+        batch_norm: bool = False,
+        dropout: float = 0.0,
+        dtype: str = "float32",
+        seed: int = 0,
+        units: int = 3,
+        activation: str | None = "softmax",
+        **conv: object,
     ) -> keras.Model:
         keras.utils.set_random_seed(seed)
         x = inputs = keras.Input((8, 8, 3), dtype=dtype)
-        x = L.Conv2D(4, 3, strides=2, padding="same", activation="relu", dtype=dtype, **conv)(x)
+        x = L.Conv2D(4, 3, strides=2, padding="same", activation="relu", dtype=dtype, name="features", **conv)(x)
         if batch_norm:
             x = L.BatchNormalization(momentum=0.9, dtype=dtype, name="norm")(x)
         if dropout:
             x = L.Dropout(dropout, dtype=dtype)(x)
-        x = L.Conv2D(3, 1, dtype=dtype, name="class_maps", **conv)(x)
+        x = L.Conv2D(units, 1, dtype=dtype, name="class_maps", **conv)(x)
         x = L.GlobalAveragePooling2D(dtype=dtype, name="logits")(x)
-        model = keras.Model(inputs, L.Activation("softmax", dtype=dtype)(x))
+        model = keras.Model(inputs, x if activation is None else L.Activation(activation, dtype=dtype)(x))
         # The logits of a fresh network hardly differ; these do.
         model.set_weights([3 * value if value.ndim == 4 else value for value in model.get_weights()])
         return model

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfcausal.errors import InvalidArgument
-from tfcausal.models.backbones.all_convolutional import all_convolutional
+from tfcausal.models.backbones.all_convolutional import TABLE_4, all_convolutional
 
 SHAPE = (8, 12, 3)
 SMALL = {"input_shape": SHAPE, "num_classes": 2, "filters": (4, 5)}
@@ -103,8 +103,15 @@ def test_batch_norm_comes_after_the_relu():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"num_classes": 1}, "`num_classes`: expected an integer of at least 2; received 1"),
-        ({"num_classes": 2.0}, "`num_classes`: expected an integer of at least 2; received 2.0"),
+        (
+            {"num_classes": 1},
+            "`classifier_activation`: expected 'sigmoid' or None for one class; received 'softmax'. A",
+        ),
+        ({"num_classes": 0}, "`num_classes`: expected an integer of at least 1; received 0"),
+        ({"num_classes": 2.0}, "`num_classes`: expected an integer of at least 1; received 2.0"),
+        ({"classifier_activation": "relu"}, "`classifier_activation`: expected 'softmax', 'sigmoid' or None; .*'relu'"),
+        ({"head": "dense"}, "`head`: expected 'class_maps' or 'feature_maps'; received 'dense'"),
+        ({"head": "feature_maps", "feature_maps": 0}, "`feature_maps`: expected an integer of at least 1; received 0"),
         ({"filters": ()}, r"`filters`: expected at least one positive integer; received \(\)"),
         ({"filters": (4, 0)}, r"`filters`: expected at least one positive integer; received \(4, 0\)"),
         ({"filters": 8}, "`filters`: expected at least one positive integer; received 8"),
@@ -121,6 +128,70 @@ def test_batch_norm_comes_after_the_relu():
 def test_arguments_outside_their_range(options, expected):
     with pytest.raises(InvalidArgument, match=f"Invalid value for {expected}"):
         all_convolutional(**{**SMALL, **options})
+
+
+def test_layers_of_the_fully_connected_head():
+    model = all_convolutional(**SMALL, head="feature_maps")
+    kinds = [type(layer).__name__ for layer in model.layers]
+    assert kinds[-5:] == ["Dropout", "Conv2D", "Flatten", "Dense", "Activation"]
+    maps = model.get_layer("feature_maps")
+    assert (maps.filters, maps.kernel_size, maps.activation) == (16, (1, 1), keras.activations.relu)
+    blocks = (3 * 9 * 4 + 4) + 2 * 4 + (4 * 9 * 5 + 5) + 2 * 5
+    trainable = blocks + (5 * 16 + 16) + (8 * 12 * 16 * 2 + 2)
+    assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == trainable
+
+
+def test_logits_of_the_fully_connected_head():
+    model = all_convolutional(**SMALL, head="feature_maps", feature_maps=3, classifier_activation=None)
+    images = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype("float32")
+    maps = keras.Model(model.input, model.get_layer("feature_maps").output)(images).numpy()
+    kernel, bias = model.get_layer("logits").get_weights()
+    assert maps.shape == (2, 8, 12, 3)
+    assert maps.min() == 0 < maps.max()
+    np.testing.assert_allclose(model(images), maps.reshape(2, -1) @ kernel + bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["feature_maps", "class_maps"])
+def test_initial_weights(head):
+    """He's for feature maps; Glorot's, as Keras has it, for class maps."""
+    model = all_convolutional((8, 8, 3), 2, filters=(100, 90), head=head, feature_maps=80)
+    for layer in convolutions(model)[: 3 if head == "feature_maps" else 2]:
+        *sizes, inputs, outputs = layer.kernel.shape
+        variance = 2 / (np.prod(sizes) * (inputs + (outputs if head == "class_maps" else 0)))
+        assert layer.kernel.numpy().std() == pytest.approx(np.sqrt(variance), rel=0.05)
+
+
+@pytest.mark.parametrize("row", TABLE_4)
+def test_rows_of_table_4(row):
+    """The rows as the paper prints them: filters, dropout, batch size, learning rate, epochs, alpha."""
+    printed = {
+        "pets": "128,128,64,64,32,32,16,16 0.3 64 1e-4 500 1",
+        "aeroplane_cow": "128,128,64,64,32 0.3 16 1e-4 200 1.5",
+        "mri": "64,64,64,32,32,32 0 32 1e-5 150 3",
+        "idrid": "32,32,16,16,8,8 0.3 5 1e-4 200 0.8",
+    }[row]
+    filters, *numbers = printed.split()
+    experiment = TABLE_4[row]
+    assert experiment.filters == tuple(map(int, filters.split(",")))
+    found = ("dropout", "batch_size", "learning_rate", "epochs", "alpha")
+    assert [getattr(experiment, name) for name in found] == list(map(float, numbers))
+
+
+@pytest.mark.parametrize("head", ["class_maps", "feature_maps"])
+@pytest.mark.parametrize(
+    ("row", "maps", "count"), [("pets", (96, 96), 16), ("aeroplane_cow", (24, 24), 16), ("mri", (24, 24), 16)]
+)
+def test_networks_of_table_4(row, maps, count, head):
+    experiment = TABLE_4[row]
+    model = all_convolutional((*experiment.image_size, 3), 2, **experiment.backbone, head=head)
+    assert model.get_layer(head).output.shape == (None, *maps, 2 if head == "class_maps" else count)
+    assert (experiment.resize == "maps") == (row == "aeroplane_cow")
+
+
+def test_the_network_of_idrid_answers_for_three_labels():
+    model = all_convolutional((*TABLE_4["idrid"].image_size, 3), 3, **TABLE_4["idrid"].backbone, head="feature_maps")
+    assert model.get_layer("feature_maps").output.shape == (None, 175, 250, 3)
+    assert model.layers[-1].activation is keras.activations.sigmoid
 
 
 def test_numpy_integers_are_integers():

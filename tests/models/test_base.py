@@ -6,7 +6,9 @@ import pytest
 import tensorflow as tf
 
 from tfcausal.errors import InvalidArgument, TrainingDiverged, UnsupportedOperation
-from tfcausal.models.base import CausalClassifier, Objective, Targets, Term, class_indices, require, require_number
+from tfcausal.models.base import CausalClassifier, Objective, Term
+from tfcausal.models.checks import require, require_number
+from tfcausal.models.targets import Targets, class_indices
 
 L = keras.layers
 FINITE = "Invalid value for `x`: expected finite values; received 2 values that are NaN or infinite. Clean the data."
@@ -333,19 +335,24 @@ def test_backbones_that_cannot_be_trained_say_why(classifier):
     regulariser = keras.regularizers.L1(0.1)
     with pytest.raises(InvalidArgument, match="without an activity regulariser; received one in `class_maps`"):
         Plain(classifier(activity_regularizer=regulariser))
-    with pytest.raises(InvalidArgument, match=r"images \(N, height, width, channels\); received inputs \(None, 5\)"):
+    expected = r"images \(N, height, width, channels\) or volumes; received inputs \(None, 5\)"
+    with pytest.raises(InvalidArgument, match=expected):
         Plain(sequential(L.Dense(3), shape=(5,)))
-    with pytest.raises(InvalidArgument, match="at least 2 classes; received 1"):
-        Plain(sequential(L.Flatten(), L.Dense(1, activation="sigmoid")))
+    with pytest.raises(InvalidArgument, match="one unit with a sigmoid, or several; received a softmax over one unit"):
+        Plain(sequential(L.Flatten(), L.Dense(1, activation="softmax")))
     with pytest.raises(UnsupportedOperation, match=r"has no graph of operations. Call `build"):
         Plain(keras.Sequential([L.Flatten(), L.Dense(3)]))
     with pytest.raises(InvalidArgument, match=r"a keras.Model; received str"):
         Plain("resnet")
 
 
-def test_the_objective_is_for_subclasses(classifier, images, labels):
-    with pytest.raises(NotImplementedError):
-        compiled(CausalClassifier(classifier())).fit(images, labels, verbose=0)
+def test_the_base_class_has_no_terms(classifier, images, labels):
+    plain, model = compiled(classifier(batch_norm=True)), compiled(CausalClassifier(classifier(batch_norm=True)))
+    histories = [one.fit(images, labels, epochs=2, verbose=0, shuffle=False).history for one in (plain, model)]
+    assert_same_weights(model.get_weights(), plain.get_weights())
+    assert set(histories[1]) == {"loss", "classification_loss"}
+    np.testing.assert_array_equal(histories[1]["loss"], histories[0]["loss"])
+    assert set(model.evaluate(images, labels, verbose=0, return_dict=True)) == {"loss", "classification_loss"}
 
 
 def test_xla_which_would_drop_the_checks_is_not_used(classifier, images, labels):
@@ -383,3 +390,261 @@ def test_require_outside_of_a_compiled_step():
     assert require(tf.constant(True), TrainingDiverged, "{} nats", tf.constant(3.0)) is None
     with pytest.raises(TrainingDiverged, match=r"^3.0 nats$"):
         require(tf.constant(False), TrainingDiverged, "{} nats", tf.constant(3.0))
+
+
+def test_require_number_refuses_epochs_that_are_no_number(classifier):
+    for name in ("warm_up_epochs", "ramp_epochs"):
+        for value in (-1, 0.5, "2", None, float("inf")):
+            with pytest.raises(InvalidArgument, match=f"`{name}`: expected an integer of at least 0; received"):
+                Plain(classifier(), **{name: value})
+
+
+HEADS = [
+    (3, "softmax", None, "multi_class"),
+    (3, None, None, "multi_class"),
+    (3, None, False, "multi_class"),
+    (3, None, True, "multi_label"),
+    (3, "sigmoid", None, "multi_label"),
+    (3, "sigmoid", True, "multi_label"),
+    (3, "softmax", False, "multi_class"),
+    (1, "sigmoid", None, "binary"),
+    (1, None, None, "binary"),
+    (1, "sigmoid", False, "binary"),
+]
+
+
+@pytest.mark.parametrize(("units", "activation", "multi_label", "head"), HEADS)
+def test_head_of_every_activation(classifier, units, activation, multi_label, head):
+    model = Plain(classifier(units=units, activation=activation), multi_label=multi_label)
+    assert model.head == head
+    assert model.get_config()["multi_label"] is multi_label
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_head_of_a_fused_activation_and_of_a_layer(activation):
+    expected = {"sigmoid": "multi_label", "softmax": "multi_class"}[activation]
+    layer = {"sigmoid": L.Activation("sigmoid"), "softmax": L.Softmax()}[activation]
+    assert Plain(sequential(L.Flatten(), L.Dense(3, activation=activation))).head == expected
+    assert Plain(sequential(L.Flatten(), L.Dense(3), layer)).head == expected
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "multi_label", "expected"),
+    [
+        (
+            3,
+            "softmax",
+            True,
+            "False for a head with a softmax; received True. Leave it out, or give the backbone a sig",
+        ),
+        (
+            3,
+            "sigmoid",
+            False,
+            "True for a head with a sigmoid; received False. Leave it out, or give the backbone a so",
+        ),
+        (1, "sigmoid", True, "None with one unit, a binary head; received True"),
+        (1, None, True, "None with one unit, a binary head; received True"),
+        (3, "softmax", "no", "True, False or None; received 'no'"),
+    ],
+)
+def test_heads_that_are_not_what_the_argument_says(classifier, units, activation, multi_label, expected):
+    with pytest.raises(InvalidArgument, match=f"`multi_label`: expected {expected}"):
+        Plain(classifier(units=units, activation=activation), multi_label=multi_label)
+
+
+def test_labels_of_a_binary_head_in_every_form(classifier, images):
+    labels = np.array([0, 1, 1, 0, 1, 0])
+    model = compiled(Brightness(classifier(units=1, activation="sigmoid")), "binary_crossentropy")
+    model.optimizer.learning_rate = 0.0
+    probability = model.backbone(images).numpy()[:, 0]
+    expected = -np.log(np.where(labels == 1, probability, 1 - probability)).mean()
+    for value in (labels, labels[:, None], labels.astype("float32"), labels.astype(bool), {"label": labels[:, None]}):
+        logs = model.train_on_batch(images, value, return_dict=True)
+        np.testing.assert_allclose(logs["classification_loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_wrong_labels_of_a_binary_head(classifier, images, eager):
+    labels = np.array([0, 1, 1, 0, 1, 0])
+    model = compiled(Plain(classifier(units=1, activation=None)), "binary_crossentropy", run_eagerly=eager)
+    one_hot = r"0 or 1, of shape \(N,\) or \(N, 1\); received shape \(\w, 2\). One unit tells two classes apart; more"
+    for value, expected in (
+        (np.eye(2)[labels], one_hot),
+        (2 * labels, r"labels in \[0, 1\]; received the label 2"),
+        (2 * labels - 1, r"labels in \[0, 1\]; received the label -1"),
+        (0.25 * labels, "class indices; received 3 values with a fraction"),
+    ):
+        with pytest.raises(InvalidArgument, match=f"Invalid value for `y`: expected {expected}"):
+            model.fit(images, value, verbose=0)
+
+
+ROWS = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
+
+
+def test_labels_of_a_multi_label_head_in_every_form(classifier, images):
+    model = compiled(Brightness(classifier(activation="sigmoid")), "binary_crossentropy")
+    model.optimizer.learning_rate = 0.0
+    probability = model.backbone(images).numpy()
+    expected = -np.log(np.where(ROWS == 1, probability, 1 - probability)).mean()
+    for value in (ROWS, ROWS.astype("float32"), ROWS.astype(bool), {"label": ROWS}):
+        logs = model.train_on_batch(images, value, return_dict=True)
+        np.testing.assert_allclose(logs["classification_loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_wrong_labels_of_a_multi_label_head(classifier, images, labels, eager):
+    model = compiled(Plain(classifier(activation="sigmoid")), "binary_crossentropy", run_eagerly=eager)
+    shape = r"rows of 0 and 1 of shape \(N, 3\), one column for every sigmoid of the head; received shape "
+    for value, expected in (
+        (labels, shape + r"\(\w,\)|received shape \(\w\). For one class per image use a softmax head"),
+        (ROWS[:, :2], shape + r"\(\w, 2\). For one class per image use a softmax head"),
+        (np.where(ROWS == 1, 2, 0.5), "rows of 0 and 1, one column for every sigmoid of the head; received 18 other"),
+        (np.where(ROWS == 1, np.nan, 0), "rows of 0 and 1, one column for every .* received 9 other values"),
+    ):
+        with pytest.raises(InvalidArgument, match=expected):
+            model.fit(images, value, verbose=0)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_labels_of_several_classes_for_a_head_of_one(classifier, images, labels, eager):
+    shape = r"class indices of shape \(N,\) or one-hot rows of shape \(N, 3\); received shape \(\w, 4\)"
+    for loss, value, expected in (
+        ("categorical_crossentropy", np.eye(4)[labels], shape),
+        ("categorical_crossentropy", ROWS, "rows that sum to 1, for one class per image; received 4 other rows. Give"),
+        ("sparse_categorical_crossentropy", labels + 0.5, "class indices; received 6 values with a fraction"),
+    ):
+        model = compiled(Plain(classifier()), loss, run_eagerly=eager)
+        with pytest.raises(InvalidArgument, match=f"Invalid value for `y`: expected {expected}"):
+            model.fit(images, value, verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("units", "activation", "loss"),
+    [(1, "sigmoid", "binary_crossentropy"), (3, "sigmoid", "binary_crossentropy")],
+)
+def test_sample_weights_of_other_heads(classifier, images, units, activation, loss):
+    weight = np.array([0.0, 3.0, 1.0, 0.5, 0.0, 2.0])
+    rows = ROWS[:, :units]
+    model = compiled(Brightness(classifier(units=units, activation=activation)), loss)
+    probability = model.backbone(images).numpy()
+    entropy = -np.log(np.where(rows == 1, probability, 1 - probability)).mean(axis=1)
+    brightness = images.mean(axis=(1, 2, 3)) ** 2
+    logs = model.train_on_batch(images, rows, sample_weight=weight, return_dict=True)
+    np.testing.assert_allclose(logs["classification_loss"], (weight * entropy).mean(), rtol=1e-5)
+    np.testing.assert_allclose(logs["loss"], (weight * (entropy + 2 * brightness)).mean(), rtol=1e-5)
+
+
+class Adjustable(CausalClassifier):
+    """Adds the brightness with a weight, and has a bound beside it."""
+
+    reported = ("brightness_loss", "bound")
+
+    def __init__(self, backbone: keras.Model, brightness_weight: float = 2.0, bound: float = 0.5, **kwargs) -> None:
+        super().__init__(backbone, **kwargs)
+        self.add_weight_of_term("brightness_weight", brightness_weight, "brightness_loss")
+        self.add_parameter("bound", bound, "a number below 1", lambda number: number < 1)
+        self.traces: list[bool] = []
+
+    def objective(self, images: tf.Tensor, targets: Targets, training: bool) -> Objective:
+        self.traces.append(training)
+        bound = tf.fill(tf.shape(images)[:1], self.parameter("bound"))
+        terms = {}
+        if self.has_term("brightness_weight"):
+            brightness = tf.reduce_mean(images, axis=(1, 2, 3))
+            terms["brightness_loss"] = Term(brightness, self.weight("brightness_weight"))
+        return Objective(self.backbone(images, training=training), terms, {"bound": bound})
+
+
+def test_parameters_change_the_next_step_without_tracing_it_anew(classifier, images, labels):
+    model = compiled(Adjustable(classifier()), run_eagerly=False)
+    model.optimizer.learning_rate = 0.0
+    first = model.train_on_batch(images, labels, return_dict=True)
+    evaluated = model.test_on_batch(images, labels, return_dict=True)
+    model.set_parameter("brightness_weight", 5)
+    model.set_parameter("bound", -3.0)
+    second = model.train_on_batch(images, labels, return_dict=True)
+    np.testing.assert_allclose(second["loss"] - first["loss"], 3 * images.mean(), atol=1e-6)
+    assert (first["bound"], second["bound"]) == (0.5, -3.0)
+    assert model.traces == [True, False]
+    again = model.test_on_batch(images, labels, return_dict=True)
+    np.testing.assert_allclose(again["loss"] - evaluated["loss"], 3 * images.mean(), atol=1e-6)
+    model.set_parameter("brightness_weight", 0.0)
+    assert model.train_on_batch(images, labels, return_dict=True)["loss"] == first["classification_loss"]
+    assert model.traces == [True, False]
+
+
+def test_parameters_are_numbers_within_their_range(classifier):
+    model = Adjustable(classifier())
+    for name, value, expected in (
+        (
+            "weight",
+            1.0,
+            "`name`: expected one of brightness_weight, bound; received 'weight'. A term whose weight is 0",
+        ),
+        ("brightness_weight", -1.0, "`brightness_weight`: expected a finite number of at least 0; received -1.0"),
+        ("brightness_weight", float("inf"), "`brightness_weight`: .*; received inf"),
+        ("brightness_weight", "2", "`brightness_weight`: .*; received '2'"),
+        ("bound", 1.0, "`bound`: expected a number below 1; received 1.0"),
+        ("bound", float("nan"), "`bound`: expected a number below 1; received nan"),
+    ):
+        with pytest.raises(InvalidArgument, match=expected):
+            model.set_parameter(name, value)
+    assert [float(parameter.variable) for parameter in model.parameters.values()] == [2.0, 0.5]
+    with pytest.raises(InvalidArgument, match="`bound`: expected a number below 1; received 2"):
+        Adjustable(classifier(), bound=2)
+    with pytest.raises(InvalidArgument, match="`name`: expected one of nothing: this model has no parameters"):
+        Plain(classifier()).set_parameter("bound", 0.1)
+
+
+def test_a_term_of_weight_zero_is_left_out_for_good(classifier, images, labels):
+    model = compiled(Adjustable(classifier(), brightness_weight=0))
+    logs = model.train_on_batch(images, labels, return_dict=True)
+    assert set(logs) == {"loss", "classification_loss", "bound"}
+    assert logs["loss"] == logs["classification_loss"]
+    with pytest.raises(InvalidArgument, match="expected one of bound; received 'brightness_weight'"):
+        model.set_parameter("brightness_weight", 1.0)
+
+
+def test_weights_rise_along_the_ramp(classifier, images, labels):
+    model = compiled(Adjustable(classifier(), warm_up_epochs=1, ramp_epochs=2), run_eagerly=False)
+    model.optimizer.learning_rate = 0.0
+    validation = {"validation_data": (images, labels)}
+    history = model.fit(images, labels, epochs=5, shuffle=False, verbose=0, **validation).history
+    share = np.array([0, 1 / 3, 2 / 3, 1, 1])
+    added = np.array(history["loss"]) - np.array(history["classification_loss"])
+    np.testing.assert_allclose(added, share * 2 * images.mean(), atol=1e-6)
+    added = np.array(history["val_loss"]) - np.array(history["val_classification_loss"])
+    np.testing.assert_allclose(added, share * 2 * images.mean(), atol=1e-6)
+    assert sorted(model.traces) == [False, True]
+    resumed = model.fit(images, labels, epochs=3, initial_epoch=2, verbose=0).history
+    np.testing.assert_allclose(resumed["loss"], history["loss"][2], rtol=1e-6)
+    assert sorted(model.traces) == [False, True]
+
+
+def test_ramp_without_a_warm_up_begins_below_the_full_weight(classifier, images, labels):
+    model = compiled(Adjustable(classifier(), ramp_epochs=1))
+    model.optimizer.learning_rate = 0.0
+    history = model.fit(images, labels, epochs=3, verbose=0).history
+    added = np.array(history["loss"]) - np.array(history["classification_loss"])
+    np.testing.assert_allclose(added, np.array([0.5, 1, 1]) * 2 * images.mean(), atol=1e-6)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_batch_norm_needs_more_than_one_image_to_begin_with(classifier, images, labels, eager):
+    model = compiled(Plain(classifier(batch_norm=True)), run_eagerly=eager)
+    before = weights_of(model)
+    expected = "`batch_size`: expected at least 2; received 1. Batch normalisation needs the statistics of several"
+    with pytest.raises(InvalidArgument, match=expected):
+        model.fit(images, labels, batch_size=1, verbose=0)
+    assert_same_weights(model.get_weights(), before)
+    model.fit(images[:5], labels[:5], batch_size=2, verbose=0)  # a rest of one
+    assert model.optimizer.iterations.numpy() == 3
+    model.evaluate(images, labels, batch_size=1, verbose=0)
+
+
+def test_batch_of_one_where_no_batch_norm_is_trained(classifier, images, labels):
+    frozen = classifier(batch_norm=True)
+    frozen.get_layer("norm").trainable = False
+    for backbone in (classifier(), frozen):
+        compiled(Plain(backbone)).fit(images, labels, batch_size=1, verbose=0)

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfcausal.objectives.contrast import CONTRASTS, cross_entropy, negated_contrast, one_vs_rest_contrast, saliency_l1
+from tfcausal.objectives.contrast import (
+    CONTRASTS,
+    cross_entropy,
+    negated_contrast,
+    one_vs_rest_contrast,
+    probability_contrast,
+    saliency_l1,
+)
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0.0, 3.0, (7, 5))
@@ -24,6 +31,7 @@ TWINS = {
     cross_entropy: lambda logits, labels: -np.log(label_probability(logits, labels)),
     one_vs_rest_contrast: lambda logits, labels: -np.log(1 - label_probability(logits, labels)),
     negated_contrast: lambda logits, labels: np.log(label_probability(logits, labels)),
+    probability_contrast: label_probability,
 }
 losses = pytest.mark.parametrize("loss", TWINS, ids=lambda loss: loss.__name__)
 
@@ -104,7 +112,11 @@ def test_negated_contrast_falls_without_end_and_its_gradient_tends_to_one():
 
 
 def test_contrasts_are_found_by_the_names_of_the_config():
-    assert list(CONTRASTS.items()) == [("one_vs_rest", one_vs_rest_contrast), ("negated", negated_contrast)]
+    assert list(CONTRASTS.items()) == [
+        ("one_vs_rest", one_vs_rest_contrast),
+        ("negated", negated_contrast),
+        ("probability", probability_contrast),
+    ]
 
 
 def test_saliency_l1_is_the_mean_magnitude_and_does_not_grow_with_the_resolution():
@@ -120,3 +132,8 @@ def test_gradient_of_saliency_l1():
         tape.watch(maps)
         total = tf.reduce_sum(saliency_l1(maps))
     np.testing.assert_allclose(tape.gradient(total, maps), np.sign(maps) / 9, rtol=1e-12)
+
+
+def test_saliency_l1_of_volumes_is_the_mean_over_all_slices():
+    maps = RNG.normal(size=(2, 3, 4, 4, 2))
+    np.testing.assert_allclose(saliency_l1(tf.constant(maps)), np.abs(maps).mean(axis=(1, 2, 3, 4)), rtol=1e-12)

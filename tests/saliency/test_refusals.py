@@ -71,6 +71,7 @@ REFUSED = {
     "cumulative sum": (lambda x: ops.cumsum(x, axis=0), ACROSS),
     "rotation": (lambda x: ops.rot90(ops.rot90(x, axes=(0, 1)), axes=(0, 1)), ACROSS),
     "reshape": (lambda x: L.Dense(5)(ops.reshape(x, (-1, 12))), ACROSS),
+    "rows of two samples": (lambda x: ops.reshape(ops.reshape(x, (-1, 16)), (-1, 24)), ACROSS),
     "ravel": (lambda x: ops.expand_dims(ops.ravel(x), -1), ACROSS),
     "transpose": (lambda x: ops.transpose(ops.transpose(x, (1, 0, 2)), (1, 0, 2)), ACROSS),
     "all axes turned": (lambda x: ops.transpose(ops.transpose(x)), ACROSS),
@@ -103,6 +104,10 @@ ACCEPTED = {
     "means": lambda x: x - ops.mean(x, axis=(1, -1), keepdims=True) + ops.max(x, axis=-2, keepdims=True),
     "flips": lambda x: ops.roll(ops.flip(x, axis=(1, 2)), 1, axis=-1),
     "reshape": lambda x: ops.reshape(x, (-1, 3, 8)),
+    "into the batch and back": lambda x: ops.reshape(L.Dense(5)(ops.reshape(x, (-1, 2, 4))), (-1, 3, 10)),
+    "back to two rows, then to one": lambda x: ops.reshape(
+        L.Dense(3)(ops.reshape(L.Dense(5)(ops.reshape(x, (-1, 4))), (-1, 15))), (-1, 6)
+    ),
     "transpose": lambda x: ops.swapaxes(ops.moveaxis(ops.transpose(x, (0, 2, 1)), 1, -1), -1, -2),
     "concatenation": lambda x: ops.concatenate([ops.stack([x, x], axis=-1), ops.expand_dims(x, -1)], axis=-1),
     "parts": lambda x: ops.concatenate([x[:, 1], x[..., 0], x[:, :1, 2], x[..., 1, :]], axis=-1),
@@ -127,6 +132,14 @@ def test_what_keeps_samples_apart_has_a_map_that_does_not_depend_on_the_batch(fr
         explainer = method(model)
         alone = np.concatenate([explainer(images[i : i + 1], [0]) for i in range(3)])
         np.testing.assert_allclose(explainer(images, [0, 0, 0]), alone, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["into the batch and back", "back to two rows, then to one"])
+def test_constants_of_what_is_in_the_batch_count_for_its_sample(frozen, name):
+    inputs = keras.Input(SHAPE, dtype="float64")
+    model = frozen.randomise(keras.Model(inputs, L.Dense(2)(L.Flatten()(ACCEPTED[name](inputs)))))
+    for whole, logits in accounts(model, frozen.spaced(3, SHAPE)):
+        np.testing.assert_allclose(whole, logits, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", [WBP, LRP])

@@ -61,9 +61,9 @@ def check_data(config: RunConfig, data: DataSet) -> None:
     """
     train = data.splits["train"]
     for name, model in config.models.items():
-        if model.method == "cfcn" and not train.has_mask.any():
+        if model.masks is not None and not train.has_mask.any():
             raise DataError(
-                f"Model `models.{name}` (method: cfcn) needs masks of training images; expected masks/<class>/<same "
+                f"Model `models.{name}` (method: {model.method}) needs masks of training images; expected masks/<class>/<same "
                 "name>.png beside images/<class>/, found none. Add masks, or leave this model out."
             )
     if len(train) < config.training.batch_size:

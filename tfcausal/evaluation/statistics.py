@@ -56,7 +56,8 @@ def proportion(successes: np.ndarray) -> Estimate:
     z2 = _Z_95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z_95 * sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Estimate(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    # Where all or none are successes, an end of the interval is the share itself, but for rounding.
+    return Estimate(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)), n)
 
 
 def mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Estimate:

@@ -2,10 +2,15 @@
 
 Source: *Proactive Pseudo-Intervention*, equations 1, 2 and 4. The paper applies its mask to the raw map with a fixed
 threshold whose value it does not give; a raw map has no fixed scale, so here the mask works on the normalised map.
+
+Images are (N, height, width, channels), volumes (N, slices, height, width, channels).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow as tf
 
 
@@ -13,10 +18,10 @@ def normalised_saliency(maps: tf.Tensor) -> tf.Tensor:
     """The positive part of the channel sum of every map, divided by its maximum.
 
     Args:
-        maps: Signed maps, (N, height, width, channels).
+        maps: Signed maps, (N, height, width, channels), or of volumes.
 
     Returns:
-        (N, height, width, 1) in [0, 1]; 0 everywhere for a map without a positive value.
+        (N, height, width, 1) in [0, 1], or of volumes; 0 everywhere for a map without a positive value.
 
     Example:
         >>> import tensorflow as tf
@@ -24,18 +29,19 @@ def normalised_saliency(maps: tf.Tensor) -> tf.Tensor:
         [0.25, 1.0]
     """
     positive = tf.nn.relu(tf.reduce_sum(maps, axis=-1, keepdims=True))
-    return tf.math.divide_no_nan(positive, tf.reduce_max(positive, axis=(1, 2, 3), keepdims=True))
+    return tf.math.divide_no_nan(positive, tf.reduce_max(positive, axis=_all_but_first(maps), keepdims=True))
 
 
 def quantile_threshold(saliency: tf.Tensor, quantile: float) -> tf.Tensor:
     """The value of each map that the given share of its pixels does not exceed.
 
     Args:
-        saliency: (N, height, width, 1).
+        saliency: (N, height, width, 1), or of volumes.
         quantile: Share of pixels in (0, 1), for instance 0.9 for the tenth of the pixels with the highest values.
 
     Returns:
-        (N, 1, 1, 1): the k-th largest value, k being the number of pixels times (1 - quantile), rounded, at least 1.
+        (N, 1, 1, 1), of volumes with one more 1: the k-th largest value, k being the number of pixels times
+        (1 - quantile), rounded, at least 1.
 
     Example:
         >>> import tensorflow as tf
@@ -46,14 +52,15 @@ def quantile_threshold(saliency: tf.Tensor, quantile: float) -> tf.Tensor:
     flat = tf.reshape(saliency, (tf.shape(saliency)[0], -1))
     pixels = tf.cast(tf.shape(flat)[1], tf.float32)
     kept = tf.maximum(1, tf.cast(tf.round(pixels * (1.0 - quantile)), tf.int32))
-    return tf.math.top_k(flat, kept).values[:, -1][:, None, None, None]
+    smallest_kept = tf.math.top_k(flat, kept).values[:, -1]
+    return tf.reshape(smallest_kept, (-1, *(1,) * (saliency.shape.rank - 1)))
 
 
 def soft_mask(saliency: tf.Tensor, threshold: tf.Tensor | float, sharpness: float) -> tf.Tensor:
     """The differentiable mask ``T(s) = 1 / (1 + exp(-sharpness * (s - threshold)))`` of equation 2.
 
     Args:
-        saliency: Normalised maps in [0, 1], (N, height, width, 1).
+        saliency: Normalised maps in [0, 1], (N, height, width, 1), or of volumes.
         threshold: Where the mask is one half; a number, or one per map (N, 1, 1, 1).
         sharpness: Steepness, greater than 0 (the paper's omega).
 
@@ -68,15 +75,16 @@ def soft_mask(saliency: tf.Tensor, threshold: tf.Tensor | float, sharpness: floa
     return tf.sigmoid(sharpness * (saliency - threshold))
 
 
-def remove(images: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """Take pixels away, ``x - T * x`` (equations 1 and 4): what is masked becomes 0 in the model's input space.
+def remove(images: tf.Tensor, mask: tf.Tensor, masked_value: float | Sequence[float] = 0.0) -> tf.Tensor:
+    """Take pixels away, ``x - T * (x - value)``: what is masked becomes the masked value in the model's input space.
 
-    Zero is also the point from which WBP measures contributions. For inputs in [0, 1] it is black; for inputs with
-    their mean subtracted it is the mean colour.
+    The papers' value is 0 (equations 1 and 4), which is also the point from which WBP measures contributions. For
+    inputs in [0, 1] it is black; for inputs with their mean subtracted it is the mean colour.
 
     Args:
-        images: (N, height, width, channels).
+        images: (N, height, width, channels), or volumes.
         mask: Share to take away, in [0, 1], (N, height, width, 1).
+        masked_value: What takes the place of a pixel: a number, or one for every channel.
 
     Returns:
         Images of the same shape.
@@ -86,4 +94,83 @@ def remove(images: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         >>> remove(tf.constant([[[[4.0, 2.0]]]]), tf.constant([[[[0.25]]]])).numpy().tolist()
         [[[[3.0, 1.5]]]]
     """
-    return images - mask * images
+    if np.all(np.equal(masked_value, 0)):
+        return images - mask * images
+    return images - mask * (images - tf.constant(masked_value, images.dtype))
+
+
+def box_mask(saliency: tf.Tensor, threshold: tf.Tensor | float, largest_component: bool = False) -> tf.Tensor:
+    """The smallest box around the salient pixels; it has no gradient.
+
+    Source: *Proactive Pseudo-Intervention*, section 3.1 (the box variant). The paper does not say how it treats single
+    pixels far from the others, which make the box the whole image: a quantile as the threshold, or the largest
+    component alone, keep them out.
+
+    Args:
+        saliency: Normalised maps in [0, 1], (N, height, width, 1), or of volumes.
+        threshold: Salient is what is greater than this; a number, or one per map.
+        largest_component: Whether the box is drawn around the largest connected component (neighbours also across
+            corners) instead of around all salient pixels.
+
+    Returns:
+        1 inside the box, 0 outside, in the shape and dtype of `saliency`; 0 everywhere for a map without salient
+        pixels.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> saliency = tf.reshape(tf.constant([[0.0, 1.0, 0.1], [0.0, 0.0, 0.9], [0.0, 0.0, 0.0]]), (1, 3, 3, 1))
+        >>> box_mask(saliency, 0.5)[0, :, :, 0].numpy().tolist()
+        [[0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    salient = saliency > threshold
+    if largest_component:
+        salient = largest_connected_component(salient)
+    places = range(1, saliency.shape.rank - 1)
+    box = tf.reduce_any(salient, axis=_all_but_first(salient), keepdims=True)
+    for axis in places:
+        others = [place for place in places if place != axis]
+        occupied = tf.cast(tf.reduce_any(salient, axis=[*others, saliency.shape.rank - 1], keepdims=True), tf.int32)
+        begun, to_come = tf.cumsum(occupied, axis) > 0, tf.cumsum(occupied, axis, reverse=True) > 0
+        box = tf.logical_and(box, tf.logical_and(begun, to_come))
+    return tf.stop_gradient(tf.cast(box, saliency.dtype))
+
+
+def largest_connected_component(region: tf.Tensor) -> tf.Tensor:
+    """The connected component with the most pixels of every region; the first of several as large.
+
+    Every pixel takes over the highest number in its neighbourhood until nothing changes, inside the compiled graph.
+
+    Args:
+        region: Booleans (N, height, width, 1), or of volumes; diagonal neighbours are connected.
+
+    Returns:
+        Booleans in the same shape.
+
+    Example:
+        >>> import tensorflow as tf
+        >>> region = tf.reshape(tf.constant([True, False, True, True]), (1, 1, 4, 1))
+        >>> largest_connected_component(region)[0, 0, :, 0].numpy().tolist()
+        [False, False, True, True]
+    """
+    shape, rank = tf.shape(region), region.shape.rank
+    pixels = tf.reduce_prod(shape[1:])
+    numbers = tf.reshape(tf.range(pixels, 0, -1, tf.int32), tf.concat([[1], shape[1:]], 0))
+    inside = tf.cast(region, tf.float32)
+    start = inside * tf.cast(numbers, tf.float32)
+
+    def spread(labels: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        highest = tf.nn.max_pool(labels, 3, 1, "SAME") if rank == 4 else tf.nn.max_pool3d(labels, 3, 1, "SAME")
+        highest = inside * tf.ensure_shape(highest, labels.shape)
+        return highest, tf.reduce_any(highest > labels)
+
+    labels, _ = tf.while_loop(lambda labels, changed: changed, spread, (start, tf.reduce_any(region)))
+    flat = tf.cast(tf.reshape(labels, (shape[0], -1)), tf.int32)
+    of_sample = flat + tf.range(shape[0])[:, None] * (pixels + 1)
+    sizes = tf.math.unsorted_segment_sum(tf.cast(flat > 0, tf.int32), of_sample, shape[0] * (pixels + 1))
+    sizes = tf.reshape(sizes, (shape[0], -1))
+    largest = pixels - tf.argmax(sizes[:, ::-1], axis=1, output_type=tf.int32)
+    return tf.logical_and(region, tf.reshape(flat == largest[:, None], shape))
+
+
+def _all_but_first(tensor: tf.Tensor) -> list[int]:
+    return list(range(1, tensor.shape.rank))

@@ -2,57 +2,61 @@
 
 from __future__ import annotations
 
-import numbers
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfcausal import keras_api
-from tfcausal.errors import InvalidArgument, TfCausalError, TrainingDiverged, message
-from tfcausal.graph import OperationGraph
+from tfcausal.distributed import place_among_replicas, scaled_for_replicas
+from tfcausal.errors import InvalidArgument, TrainingDiverged, message
+from tfcausal.graph import Activations, OperationGraph
+from tfcausal.models.checks import (
+    plain_errors,
+    require,
+    require_epochs,
+    require_finite,
+    require_number,
+    require_shape,
+    require_weight,
+)
+from tfcausal.models.targets import Targets, read_targets
+from tfcausal.objectives.heads import Head, evidence_weights
+from tfcausal.saliency.linear_maps import along_channels, batch_norm_affine, batch_norm_statistics
 
-_ERRORS = {kind.__name__: kind for kind in (InvalidArgument, TrainingDiverged)}
+MaskUse = Literal["none", "optional", "needed"]
 
 
 class Term(NamedTuple):
-    """One term of an objective: a loss per sample (N,), and its weight in the sum."""
+    """One term of an objective: a loss per sample (N,), and its weight in the sum; None where it is in `added`."""
 
     loss: tf.Tensor
-    weight: float
+    weight: float | tf.Tensor | None
 
 
 @dataclass(frozen=True)
 class Objective:
     """What one forward pass gives: the model's output, the terms beside the classification loss, values to report.
 
-    Values to report are one per sample (N,), like the losses of the terms.
+    Values to report are one per sample (N,), like the losses of the terms. What is `added` to the loss as it is has the
+    weights and the shares of the samples in it already, see :meth:`CausalClassifier.shares`.
     """
 
     outputs: tf.Tensor
     terms: dict[str, Term]
     reported: dict[str, tf.Tensor]
+    added: tf.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Targets:
-    """The targets of a batch.
+class Parameter(NamedTuple):
+    """A number of an objective that may change between epochs."""
 
-    Attributes:
-        label: The label as it was given, for the compiled loss and metrics.
-        classes: Class indices, int64 (N,).
-        mask: Mask of the cause (N, H, W, 1), or None.
-        has_mask: 1 where the mask is a real one, (N,), or None.
-    """
-
-    label: tf.Tensor
-    classes: tf.Tensor
-    mask: tf.Tensor | None
-    has_mask: tf.Tensor | None
+    variable: tf.Variable
+    expected: str
+    valid: Callable[[float], bool]
 
 
 class CausalClassifier(keras.Model):
@@ -61,35 +65,70 @@ class CausalClassifier(keras.Model):
     It is compiled, trained, evaluated and used for prediction like any Keras model; the targets may be labels, or a
     dict of `label`, `mask` (N, H, W, 1) and `has_mask` (N,). Subclasses give the terms in :meth:`objective`.
 
-    It is not compiled with XLA, which drops the checks inside a step.
+    The head decides what labels mean. Units with a softmax, or several without an activation, are exclusive classes:
+    labels (N,) or one-hot rows. One unit, with a sigmoid or without, tells two classes apart: labels 0 and 1. Several
+    units with a sigmoid are independent labels: rows of 0 and 1. Of an image with several labels the terms look at one,
+    drawn anew in every step, which has the mean over its labels as its expectation; an image without any label has the
+    classification loss alone.
+
+    Under a `tf.distribute` strategy the terms of all replicas add up to what one replica would have with the whole
+    batch. Logits are float32 in the losses under mixed precision, too. It is not compiled with XLA, which drops the
+    checks inside a step.
 
     Args:
-        backbone: A functional or built Sequential classifier with one input, images, and one output of at least two
-            classes.
+        backbone: A functional or built Sequential classifier of images (N, height, width, channels) or volumes (N,
+            slices, height, width, channels).
+        multi_label: For a head of several units without an activation: whether they are independent labels. None
+            takes a sigmoid for that, and anything else for exclusive classes.
+        warm_up_epochs: Epochs with the classification loss alone; by the number of the epoch in `fit`, so that a
+            further call goes on with `initial_epoch`. `train_on_batch` knows no epochs.
+        ramp_epochs: Epochs after the warm-up in which the weights of the terms rise to their full value.
         **kwargs: `name`, `dtype` and other arguments of keras.Model.
 
     Attributes:
         backbone: The classifier, usable on its own.
         graph: Its operations.
+        head: `multi_class`, `binary` or `multi_label`.
+        parameters: Numbers of the objective that may change between epochs, by name; see :meth:`set_parameter`.
+        left_out: Names of the terms whose weight is 0.
 
     Raises:
-        InvalidArgument: The backbone does not take images, has fewer than two classes, or a layer with an activity
-            regulariser, which would count the passes on changed images too.
+        InvalidArgument: The backbone does not take images, its head tells no two classes apart, or it has a layer with
+            an activity regulariser, which would count the passes on changed images too; or an argument is out of range.
         UnsupportedOperation: The backbone has no static graph.
     """
 
     #: Names of the losses per sample and of other values that a step reports besides `loss`.
-    reported: tuple[str, ...] = ()
+    reported: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, backbone: keras.Model, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        backbone: keras.Model,
+        multi_label: bool | None = None,
+        warm_up_epochs: int = 0,
+        ramp_epochs: int = 0,
+        **kwargs: Any,
+    ) -> None:
         graph = OperationGraph(backbone, keep=self.keeps, in_training=True)
         _check_backbone(graph)
-        super().__init__(**kwargs)
+        head = _head(graph, multi_label)
+        require_epochs("warm_up_epochs", warm_up_epochs)
+        require_epochs("ramp_epochs", ramp_epochs)
+        # Under mixed precision Keras scales the loss if this model, and not only the backbone, has that policy.
+        super().__init__(**{"dtype": backbone.dtype_policy, **kwargs})
         self.backbone = backbone
         self.graph = graph
+        self.head: Head = head
+        self.multi_label = multi_label
+        self.warm_up_epochs = warm_up_epochs
+        self.ramp_epochs = ramp_epochs
         self.supports_jit = False
         self.built = True
         self.trackers = {name: keras.metrics.Mean(name=name) for name in ("classification_loss", *self.reported)}
+        self.parameters: dict[str, Parameter] = {}
+        self.left_out: set[str] = set()
+        self._ramp = tf.Variable(1.0, trainable=False, name="ramp")
+        self._with_terms = warm_up_epochs == 0
 
     def keeps(self, layer: Any) -> bool:
         """Whether a layer of the backbone stays whole; others are replaced by what they are made of."""
@@ -100,69 +139,194 @@ class CausalClassifier(keras.Model):
         """The network that explainers look at."""
         return self.backbone
 
+    @property
+    def mask_use(self) -> MaskUse:
+        """Whether training takes masks of the cause."""
+        return "optional"
+
+    @property
+    def mask_shape(self) -> tuple[int | None, ...]:
+        """Shape of the masks, None where any size will do; a last None stands for 1 or the number of labels."""
+        return (None, *self.graph.input_shape[1:-3], None, None, 1)
+
+    @property
+    def least_batch(self) -> tuple[int, str]:
+        """The fewest images of a training batch, and why."""
+        trained = any(
+            isinstance(operation.layer, keras.layers.BatchNormalization)
+            and operation.layer.trainable
+            and operation.trains(True)
+            for operation in self.graph.operations
+        )
+        return (2, "Batch normalisation needs the statistics of several images.") if trained else (1, "")
+
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The backbone's output."""
         return self.backbone(inputs, training=training)
 
     def objective(self, images: tf.Tensor, targets: Targets, training: bool) -> Objective:
-        """The output and the terms for a batch; to be overridden.
+        """The output and the terms for a batch; to be overridden. The base class has no terms.
 
         Args:
             images: (N, height, width, channels) in the backbone's input space.
             targets: The targets of the batch.
             training: Whether this is a training step.
         """
-        raise NotImplementedError
+        return Objective(self.outputs(self.graph.run(images, training)), {}, {})
+
+    def outputs(self, activations: Activations) -> tf.Tensor:
+        """The backbone's output for a forward pass of its graph, computed from the logits in float32 at least."""
+        return self.graph.head(self.logits(activations))
+
+    def logits(self, activations: Activations) -> tf.Tensor:
+        """The logits of a forward pass, float32 or float64."""
+        logits = activations[self.graph.logits]
+        return tf.cast(logits, tf.float32) if logits.dtype.size == 2 else logits
+
+    def evidence(self, targets: Targets, activations: Activations) -> tf.Tensor:
+        """Weights (N, outputs) with which the logits add up to the evidence for every image's class."""
+        dtype = self.logits(activations).dtype
+        return evidence_weights(targets.classes, self.graph.num_classes, self.head, dtype)
+
+    def shares(self, targets: Targets) -> tf.Tensor:
+        """What every sample counts in the mean over the batch of all replicas, its sample weight included, (N,)."""
+        weights = targets.present if targets.sample_weight is None else targets.present * targets.sample_weight
+        return scaled_for_replicas(weights / tf.cast(tf.shape(weights)[0], weights.dtype))
+
+    def frozen_batch_norms(self, activations: Activations) -> dict[int, Callable[[tf.Tensor], tf.Tensor]]:
+        """Stand-ins for the batch normalisations that use the statistics of a training pass as constants.
+
+        Passes on changed images run with them, by `graph.run(images, training, replace)`: they neither have statistics
+        of their own nor move the averages.
+        """
+        frozen: dict[int, Callable[[tf.Tensor], tf.Tensor]] = {}
+        for operation in self.graph.operations:
+            if isinstance(operation.layer, keras.layers.BatchNormalization):
+                inputs, trains = activations[operation.inputs[0]], operation.trains(True)
+                statistics = batch_norm_statistics(operation.layer, inputs, trains)
+                constants = [tf.stop_gradient(value) for value in statistics]
+                frozen[operation.output] = partial(_with_statistics, operation.layer, *constants)
+        return frozen
+
+    def add_parameter(self, name: str, value: float, expected: str, valid: Callable[[float], bool]) -> None:
+        """Make a number of the objective one that may change between epochs without the step being traced anew.
+
+        Args:
+            name: Its name.
+            value: Its first value.
+            expected: Which values are valid, in words.
+            valid: Whether a value is valid.
+        """
+        require_number(name, value, expected, valid)
+        self.parameters[name] = Parameter(tf.Variable(float(value), trainable=False, name=name), expected, valid)
+
+    def add_weight_of_term(self, name: str, value: float, term: str) -> None:
+        """Make the weight of a term a parameter; a term of weight 0 is left out of steps and logs for good."""
+        require_weight(name, value)
+        if value == 0:
+            self.left_out.add(term)
+        else:
+            self.add_parameter(name, value, "a finite number of at least 0", lambda number: 0 <= number < float("inf"))
+
+    def set_parameter(self, name: str, value: float) -> None:
+        """Change a number of the objective for the steps to come; schedules do it between epochs.
+
+        Args:
+            name: One of `parameters`.
+            value: The new value.
+
+        Raises:
+            InvalidArgument: There is no such parameter, or the value is out of its range.
+        """
+        if name not in self.parameters:
+            known = ", ".join(self.parameters) or "nothing: this model has no parameters"
+            remedy = "A term whose weight is 0 in the constructor is left out; give it a weight there."
+            raise InvalidArgument(message("name", f"one of {known}", repr(name), remedy))
+        parameter = self.parameters[name]
+        require_number(name, value, parameter.expected, parameter.valid)
+        parameter.variable.assign(float(value))
+
+    def has_term(self, weight: str) -> bool:
+        """Whether the term with this weight takes part."""
+        return weight in self.parameters
+
+    def parameter(self, name: str, dtype: tf.DType = tf.float32) -> tf.Tensor:
+        """The present value of a parameter, inside a step."""
+        return tf.cast(self.parameters[name].variable, dtype)
+
+    def weight(self, name: str) -> tf.Tensor:
+        """The present weight of a term, with its share of the ramp."""
+        return self.parameter(name) * self._ramp
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of training; `fit` calls it."""
-        images, targets, sample_weight = self._unpack(data)
+        images, targets, sample_weight = self._unpack(data, training=True)
         with tf.GradientTape() as tape:
-            objective = self.objective(images, targets, training=True)
+            terms = self.objective if self._with_terms else partial(CausalClassifier.objective, self)
+            objective = terms(images, targets, training=True)
             loss = self._total_loss(images, targets, sample_weight, objective, training=True)
-        with tf.control_dependencies([_require_finite(loss, "loss", TrainingDiverged)]):
+        with tf.control_dependencies([require_finite(loss, "loss", TrainingDiverged)]):
             keras_api.apply_gradients(self, tape, loss)
-        return self._results(images, targets, sample_weight, objective, loss)
+        results = self._results(images, targets, sample_weight, objective, loss)
+        return keras_api.reducible_logs(self, _without(results, self.left_out))
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """One step of evaluation; `evaluate` calls it."""
-        images, targets, sample_weight = self._unpack(data)
+        images, targets, sample_weight = self._unpack(data, training=False)
         objective = self.objective(images, targets, training=False)
         loss = self._total_loss(images, targets, sample_weight, objective, training=False)
         results = self._results(images, targets, sample_weight, objective, loss)
         absent = self.trackers.keys() - {"classification_loss", *objective.terms, *objective.reported}
-        return {name: value for name, value in results.items() if name not in absent}
+        return keras_api.reducible_logs(self, _without(results, absent))
 
-    def fit(self, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Train like `keras.Model.fit`.
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
+        """Train like `keras.Model.fit`; the number of the epoch ends the warm-up.
 
         Raises:
             InvalidArgument: Images, labels or masks of another shape, images with NaN or infinity, a label outside the
-                classes, a mask outside [0, 1].
+                classes, a mask outside [0, 1]; masks for a method that takes none, or none for one that needs them; a
+                batch that is too small.
             TrainingDiverged: The loss is no longer finite, or a term has run away. The trainable weights are those of
                 the last good step.
         """
-        with _plain_errors():
-            return super().fit(*args, **kwargs)
+        if self.warm_up_epochs or self.ramp_epochs:
+            begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: self._begin_epoch(epoch))
+            if isinstance(callbacks, keras.callbacks.CallbackList):
+                callbacks.callbacks.insert(0, begin)
+            else:
+                callbacks = [begin, *(keras.tree.flatten(callbacks) if callbacks else [])]
+        with plain_errors():
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate like `keras.Model.evaluate`; errors as for `fit`."""
-        with _plain_errors():
+        with plain_errors():
             return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Train on one batch like `keras.Model.train_on_batch`; errors as for `fit`."""
-        with _plain_errors():
+        with plain_errors():
             return super().train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on one batch like `keras.Model.test_on_batch`; errors as for `fit`."""
-        with _plain_errors():
+        with plain_errors():
             return super().test_on_batch(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
-        return {**super().get_config(), "backbone": keras.saving.serialize_keras_object(self.backbone)}
+        own = {name: getattr(self, name) for name in ("multi_label", "warm_up_epochs", "ramp_epochs")}
+        return {**super().get_config(), **own, "backbone": keras.saving.serialize_keras_object(self.backbone)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> CausalClassifier:
@@ -170,28 +334,64 @@ class CausalClassifier(keras.Model):
         backbone = keras.saving.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
         return cls(**{**config, "backbone": backbone})
 
-    def _unpack(self, data: Any) -> tuple[tf.Tensor, Targets, tf.Tensor | None]:
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        keras_api.symbolic_build(self, iterator, data_batch)
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        if data_batch is not None:
+            images, y, sample_weight = keras_api.unpack(data_batch)
+            data_batch = (images, y["label"] if isinstance(y, dict) and "label" in y else y, sample_weight)
+        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def _begin_epoch(self, epoch: int) -> None:
+        begun = epoch - self.warm_up_epochs + 1
+        self._ramp.assign(min(1.0, begun / (self.ramp_epochs + 1)) if begun > 0 else 0.0)
+        if (begun > 0) != self._with_terms:
+            self._with_terms = begun > 0
+            keras_api.rebuild_train_function(self)
+
+    def _unpack(self, data: Any, training: bool) -> tuple[tf.Tensor, Targets, tf.Tensor | None]:
         images, y, sample_weight = keras_api.unpack(data)
         images = tf.cast(images, self.backbone.compute_dtype)
-        given = y if isinstance(y, dict) else {"label": y}
-        label, mask, has_mask = (given.get(name) for name in ("label", "mask", "has_mask"))
-        if label is None or (mask is None and has_mask is not None) or given.keys() - {"label", "mask", "has_mask"}:
-            received = f"a dict of {', '.join(y)}" if isinstance(y, dict) else type(y).__name__
-            raise InvalidArgument(message("y", "labels, or a dict with `label`, `mask` and `has_mask`", received))
-        classes = class_indices(label, self.graph.num_classes)
-        checks = [
-            _require_one_class(label),
-            *_require_shape(images, "x", self.graph.input_shape),
-            _require_finite(images, "x", InvalidArgument),
-            _require_labels(classes, self.graph.num_classes),
-        ]
-        if mask is not None:
-            mask = tf.convert_to_tensor(mask)
-            checks += [*_require_shape(mask, "y['mask']", (None, None, None, 1)), _require_share(mask, "y['mask']")]
-            has_mask = tf.ones(tf.shape(mask)[:1]) if has_mask is None else tf.reshape(has_mask, (-1,))
-        with tf.control_dependencies(checks):
-            images, classes = tf.ensure_shape(images, self.graph.input_shape), tf.identity(classes)
-        return images, Targets(label, classes, mask, has_mask), sample_weight
+        shape_checks = require_shape(images, "x", self.graph.input_shape)
+        scores = self._random_scores if training else tf.zeros_like
+        targets, checks = read_targets(y, self.head, self.graph.num_classes, self.mask_shape, scores)
+        self._check_mask_use(targets, training)
+        checks += [*shape_checks, require_finite(images, "x", InvalidArgument)]
+        if training:
+            checks += self._check_batch(tf.shape(images)[0])
+        with tf.control_dependencies([check for check in checks if check is not None]):
+            images = tf.ensure_shape(images, self.graph.input_shape)
+        if sample_weight is not None:
+            targets = replace(targets, sample_weight=tf.cast(tf.reshape(sample_weight, (-1,)), tf.float32))
+        return images, targets, sample_weight
+
+    def _random_scores(self, like: tf.Tensor) -> tf.Tensor:
+        """Uniform numbers that depend on the step and on the place in the whole batch of all replicas."""
+        offset, total = place_among_replicas(tf.shape(like)[0])
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        drawn = tf.random.stateless_uniform(tf.stack([total, tf.shape(like)[1]]), tf.stack([step, 0]))
+        return tf.ensure_shape(drawn[offset : offset + tf.shape(like)[0]], like.shape)
+
+    def _check_mask_use(self, targets: Targets, training: bool) -> None:
+        name = type(self).__name__
+        if targets.mask is not None and self.mask_use == "none":
+            remedy = "Pass the labels alone."
+            raise InvalidArgument(message("y", f"labels alone: {name} uses no masks", "a dict with `mask`", remedy))
+        if targets.mask is None and self.mask_use == "needed" and training:
+            expected = (
+                f"a dict of `label`, `mask` and `has_mask` (0 for an image without a mask): {name} learns from masks"
+            )
+            raise InvalidArgument(message("y", expected, "labels alone", "Without masks, train a plain Keras model."))
+
+    def _check_batch(self, count: tf.Tensor) -> list[tf.Operation | None]:
+        """Refuse batches that are too small as such; a smaller rest at the end of an epoch is another matter."""
+        least, reason = self.least_batch
+        if least < 2:
+            return []
+        text = message("batch_size", f"at least {least}", "{}", reason)
+        enough = tf.logical_or(count >= least, self.optimizer.iterations > 0)
+        return [require(enough, InvalidArgument, text, count)]
 
     def _total_loss(
         self,
@@ -204,14 +404,18 @@ class CausalClassifier(keras.Model):
         loss = self.compute_loss(
             x=images, y=targets.label, y_pred=objective.outputs, sample_weight=sample_weight, training=training
         )
-        self.trackers["classification_loss"].update_state(loss, sample_weight=tf.shape(images)[0])
+        self.trackers["classification_loss"].update_state(
+            keras_api.unscaled_loss(loss), sample_weight=tf.shape(images)[0]
+        )
         for name, term in objective.terms.items():
             values = term.loss
             if sample_weight is not None:
                 values *= tf.cast(tf.reshape(sample_weight, (-1,)), values.dtype)
-            loss += term.weight * tf.cast(tf.reduce_mean(values), loss.dtype)
+            if term.weight is not None:
+                mean = scaled_for_replicas(tf.cast(tf.reduce_mean(values), loss.dtype))
+                loss += tf.cast(term.weight, loss.dtype) * mean
             self.trackers[name].update_state(values)
-        return loss
+        return loss if objective.added is None else loss + tf.cast(objective.added, loss.dtype)
 
     def _results(
         self,
@@ -221,83 +425,23 @@ class CausalClassifier(keras.Model):
         objective: Objective,
         loss: tf.Tensor,
     ) -> dict[str, Any]:
-        keras_api.track_loss(self, loss, tf.shape(images)[0])
+        keras_api.track_loss(self, keras_api.unscaled_loss(loss), tf.shape(images)[0])
         for name, value in objective.reported.items():
             self.trackers[name].update_state(value)
         return self.compute_metrics(images, targets.label, objective.outputs, sample_weight=sample_weight)
 
 
-def class_indices(label: tf.Tensor, num_classes: int) -> tf.Tensor:
-    """Class indices from integer labels (N,) or (N, 1), or from one-hot rows (N, classes).
-
-    Args:
-        label: The labels.
-        num_classes: Number of classes.
-
-    Returns:
-        int64 (N,).
-
-    Raises:
-        InvalidArgument: Another shape.
-
-    Example:
-        >>> import tensorflow as tf
-        >>> class_indices(tf.constant([[0.0, 1.0], [1.0, 0.0]]), 2).numpy().tolist()
-        [1, 0]
-    """
-    label = tf.convert_to_tensor(label)
-    rank, last = label.shape.rank, label.shape[-1] if label.shape.rank else None
-    if rank == 2 and last == num_classes and num_classes > 1:
-        return tf.argmax(label, axis=-1)
-    if rank == 1 or (rank == 2 and last == 1):
-        return tf.cast(tf.reshape(label, (-1,)), tf.int64)
-    expected = f"class indices of shape (N,) or one-hot rows of shape (N, {num_classes})"
-    raise InvalidArgument(message("y", expected, *_received_shape(label)))
-
-
-def require_number(name: str, value: object, expected: str, valid: Callable[[float], bool]) -> None:
-    """Check an argument that is a number.
-
-    Args:
-        name: The argument.
-        value: What was given.
-        expected: What is valid, in words.
-        valid: Whether a number is valid.
-
-    Raises:
-        InvalidArgument: Not a real number, or not a valid one.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not valid(float(value)):
-        raise InvalidArgument(message(name, expected, repr(value)))
-
-
-def require(condition: tf.Tensor, kind: type[TfCausalError], text: str, value: tf.Tensor) -> tf.Operation | None:
-    """Check inside a compiled step; `fit` and `evaluate` turn a failure into an error of class `kind` with this text.
-
-    Args:
-        condition: Scalar boolean.
-        kind: `InvalidArgument` or `TrainingDiverged`.
-        text: What to say; `{}` stands for the value.
-        value: Scalar or vector that the message shows.
-
-    Raises:
-        TfCausalError: Of class `kind`, where the step is run eagerly.
-    """
-    if tf.executing_eagerly():
-        if not bool(condition):
-            raise kind(text.replace("{}", str(value.numpy()).strip("[]")))
-        return None
-    return tf.debugging.Assert(condition, [f"tfcausal|{kind.__name__}|{text}|", value], summarize=8)
+def _without(results: dict[str, Any], absent: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in results.items() if name not in absent}
 
 
 def _check_backbone(graph: OperationGraph) -> None:
     expected = received = ""
     if len(graph.inputs) != 1:
         expected, received = "a classifier with one input", f"{len(graph.inputs)} inputs"
-    elif len(graph.input_shape) != 4:
-        expected, received = "a classifier of images (N, height, width, channels)", f"inputs {graph.input_shape}"
-    elif graph.num_classes < 2:
-        expected, received = "a classifier of at least 2 classes", f"{graph.num_classes}"
+    elif len(graph.input_shape) not in (4, 5):
+        expected = "a classifier of images (N, height, width, channels) or volumes"
+        received = f"inputs {graph.input_shape}"
     for operation in graph.operations:
         if getattr(operation.layer, "data_format", None) == "channels_first":
             expected, received = "layers with the channels last", f"channels first in `{operation.path}`"
@@ -307,74 +451,37 @@ def _check_backbone(graph: OperationGraph) -> None:
         raise InvalidArgument(message("backbone", expected, received))
 
 
-def _received_shape(value: tf.Tensor) -> tuple[str, str]:
-    """What to say of a tensor of a wrong shape, and what to do about it."""
-    if value.shape.rank is not None:
-        return f"shape ({', '.join('N' if size is None else str(size) for size in value.shape)})", ""
-    return "a tensor of unknown rank", "Keep the rank from call to call; in a tf.data pipeline, use `set_shape`."
+def _head(graph: OperationGraph, multi_label: bool | None) -> Head:
+    """What the units of the head stand for."""
+    if multi_label not in (None, True, False):
+        raise InvalidArgument(message("multi_label", "True, False or None", repr(multi_label)))
+    last = graph.producer(graph.output)
+    split = graph.output != graph.logits and last is not None
+    softmax = split and last is not None and keras_api.is_softmax(last.layer)
+    units = graph.num_classes
+    if units == 1 and softmax:
+        raise InvalidArgument(message("backbone", "one unit with a sigmoid, or several", "a softmax over one unit"))
+    if units == 1:
+        if multi_label:
+            raise InvalidArgument(message("multi_label", "None with one unit, a binary head", "True"))
+        return "binary"
+    found: bool | None = None if not split else not softmax
+    if None not in (multi_label, found) and multi_label != found:
+        name = "sigmoid" if found else "softmax"
+        remedy = f"Leave it out, or give the backbone a {'softmax' if found else 'sigmoid'}."
+        raise InvalidArgument(message("multi_label", f"{found} for a head with a {name}", repr(multi_label), remedy))
+    return "multi_label" if (found if multi_label is None else multi_label) else "multi_class"
 
 
-def _require_shape(value: tf.Tensor, name: str, shape: tuple[int | None, ...]) -> list[tf.Operation | None]:
-    """Check a shape: at once as far as it is known, and the rest inside the step."""
-    expected = f"shape ({', '.join(['N', *('any' if size is None else str(size) for size in shape[1:])])})"
-    if value.shape.rank is None or not value.shape.is_compatible_with(shape):
-        raise InvalidArgument(message(name, expected, *_received_shape(value)))
-    open_axes = [axis for axis, size in enumerate(shape) if size is not None and value.shape[axis] is None]
-    if not open_axes:
-        return []
-    sizes = tf.shape(value)
-    fits = tf.reduce_all([sizes[axis] == shape[axis] for axis in open_axes])
-    return [require(fits, InvalidArgument, message(name, expected, "shape ({})"), sizes)]
-
-
-def _require_share(value: tf.Tensor, name: str) -> tf.Operation | None:
-    value = tf.cast(value, tf.float32)
-    outside = tf.logical_not(tf.logical_and(value >= 0, value <= 1))
-    count = tf.math.count_nonzero(outside)
-    text = message(name, "values in [0, 1]", "{} values outside", "Divide masks of 0 and 255 by 255.")
-    return require(tf.equal(count, 0), InvalidArgument, text, count)
-
-
-def _require_finite(value: tf.Tensor, name: str, kind: type[TfCausalError]) -> tf.Operation | None:
-    bad = tf.size(value) - tf.math.count_nonzero(tf.math.is_finite(value), dtype=tf.int32)
-    if kind is TrainingDiverged:
-        text = "Training was stopped: the loss is NaN or infinite. Lower the learning rate or the weights of the terms."
-    else:
-        text = message(name, "finite values", "{} values that are NaN or infinite", "Clean the data.")
-    return require(tf.equal(bad, 0), kind, text, bad)
-
-
-def _require_one_class(label: tf.Tensor) -> tf.Operation | None:
-    """Rows of several classes, or of none, and class indices with a fraction must not be read as one class."""
-    label = tf.convert_to_tensor(label)
-    if label.shape.rank == 2 and label.shape[-1] != 1:
-        sums = tf.reduce_sum(tf.cast(label, tf.float32), axis=-1)
-        text = message("y", "rows that sum to 1, for one class per image", "{} other rows", "Give class indices.")
-        wrong = tf.abs(sums - 1.0) > 1e-3
-    else:
-        wrong = tf.not_equal(label, tf.round(label)) if label.dtype.is_floating else tf.zeros_like(label, tf.bool)
-        text = message("y", "class indices", "{} values with a fraction")
-    count = tf.math.count_nonzero(wrong)
-    return require(tf.equal(count, 0), InvalidArgument, text, count)
-
-
-def _require_labels(classes: tf.Tensor, num_classes: int) -> tf.Operation | None:
-    outside = tf.logical_or(classes < 0, classes >= num_classes)
-    first = tf.reduce_max(tf.where(outside, classes, tf.zeros_like(classes) - 1))
-    worst = tf.where(tf.reduce_any(classes < 0), tf.reduce_min(classes), first)
-    text = message(
-        "y", f"labels in [0, {num_classes - 1}]", "the label {}", "Check the labels or the size of the head."
-    )
-    return require(tf.logical_not(tf.reduce_any(outside)), InvalidArgument, text, worst)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        found = re.search(r"tfcausal\|(\w+)\|(.*?)\|\] \[([^\]]*)\]", error.message, re.DOTALL)
-        if found is None:
-            raise
-        kind, text, value = found.groups()
-        raise _ERRORS[kind](text.replace("\\'", "'").replace("{}", value)) from None
+def _with_statistics(layer: Any, mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """A batch normalisation with statistics that are given."""
+    if x.shape.rank == 4 and layer.axis % 4 == 3 and x.dtype != tf.float64:
+        # One operation that keeps nothing but its input, where the formula below keeps a product.
+        scale = tf.convert_to_tensor(layer.gamma) if layer.scale else tf.ones_like(mean)
+        offset = tf.convert_to_tensor(layer.beta) if layer.center else tf.zeros_like(mean)
+        parameters = {"scale": scale, "offset": offset, "mean": mean, "variance": variance}
+        parameters = {name: tf.cast(value, tf.float32) for name, value in parameters.items()}
+        return tf.raw_ops.FusedBatchNormV3(x=x, **parameters, epsilon=layer.epsilon, is_training=False).y
+    affine = batch_norm_affine(layer, mean, variance)
+    gain, shift = (tf.cast(along_channels(layer, value, x.shape.rank), x.dtype) for value in affine)
+    return x * gain + shift

@@ -2,65 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfcausal import keras_api
+from tfcausal.distributed import gathered, place_among_replicas
 from tfcausal.errors import InvalidArgument, TrainingDiverged, message
 from tfcausal.graph import Activations
-from tfcausal.interventions.masking import normalised_saliency, quantile_threshold, remove, soft_mask
-from tfcausal.models.base import CausalClassifier, Objective, Targets, Term, require, require_number
+from tfcausal.interventions.masking import box_mask, normalised_saliency, quantile_threshold, remove, soft_mask
+from tfcausal.models.at_once import MaskedPass, total_at_once
+from tfcausal.models.base import CausalClassifier, MaskUse, Objective, Term
+from tfcausal.models.checks import masked_value_of, require, require_number
+from tfcausal.models.targets import Targets
 from tfcausal.objectives.contrast import CONTRASTS, cross_entropy, saliency_l1
-from tfcausal.saliency.linear_maps import along_channels, batch_norm_affine, batch_norm_statistics
-from tfcausal.saliency.propagation import check
-from tfcausal.saliency.wbp import weight_back_propagation
+from tfcausal.objectives.heads import choice
+from tfcausal.saliency.differentiable import saliency_in_training, without_keeping
 from tfcausal.saliency.wbp_rules import RULES
+
+_SHARE = ("a number between 0 and 1", lambda number: 0 < number < 1)
 
 
 @keras.saving.register_keras_serializable(package="tfcausal")
 class PPIModel(CausalClassifier):
     """Train a classifier to lose its answer when its salient pixels are taken away, and to keep it otherwise.
 
-    The loss is the compiled classification loss plus three terms. With ``s_y`` the WBP map of the label, ``T`` the soft
-    mask on the normalised map and ``j`` another image of the batch:
+    The loss is the compiled classification loss plus three terms. With ``s_y`` the map of the label, ``T`` the mask on
+    the normalised map and ``j`` another image of the batch:
 
     - contrast: the flipped label on ``x - T(s_y(x)) * x`` (equation 3);
     - regularisation: the mean absolute value of ``s_y(x)``;
     - adversarial: the cross-entropy of the label on ``x - T(s_y(x_j)) * x`` (equations 4 and 5), so that masking as
       such gives nothing away.
 
-    Source: *Proactive Pseudo-Intervention*, section 3.1; weights 1, 0.1 and 1 as in section 4.
+    Source: *Proactive Pseudo-Intervention*, section 3.1; weights 1, 0.1 and 1 as in section 4; the maps are those of
+    table 2. With a multi-label head the choice between having and not having a label takes the place of the classes.
 
     Departures from the paper. The contrast is one class against the rest, which is bounded (`contrast="negated"` is the
     paper's minus cross-entropy). The map is normalised before it is thresholded. The map belongs to the same forward
     pass as the logits, dropout included. The two masked passes use that pass's batch statistics as constants: they
-    leave batch normalisation and its moving statistics alone.
+    leave batch normalisation and its moving statistics alone. Which image lends its mask is a rotation of the batch
+    that changes from step to step. The L1 norm is that of the label's map, or the mean over all classes.
 
     Args:
-        backbone: A functional or built Sequential classifier of at least 2 classes that WBP has rules for.
-        contrast: `one_vs_rest` or `negated`.
+        backbone: A classifier as for :class:`~tfcausal.models.base.CausalClassifier`, that the saliency method has
+            rules for.
+        saliency: The map: `wbp`, `gradient` (its absolute value), `grad_cam`, or `lrp.` and the name of a composite.
+        layer: With `grad_cam`: the layer whose feature maps are used; None takes the last ones.
+        low: With a composite that has a z-box rule: smallest value of the images.
+        high: Largest value.
+        contrast: `one_vs_rest`, `negated` or `probability` (as in GAIN).
         contrast_weight: Weight of the contrast, at least 0.
         regularisation_weight: Weight of the map's L1 norm, at least 0.
-        adversarial_weight: Weight of the adversarial positive, at least 0.
-        threshold: Where the mask is one half, in the normalised map, in (0, 1).
+        regularised: `label` for the norm of the label's map; `all_classes` for the mean over the maps of all classes,
+            at the cost of a map for each.
+        adversarial_weight: Weight of the adversarial positive, at least 0. A term of weight 0 costs nothing.
+        mask: `soft`, or `box`, the smallest box around what is salient, which passes no gradient on to the map.
+        threshold: Where the soft mask is one half, and above which a pixel belongs into the box, in the normalised map;
+            in (0, 1).
         threshold_quantile: Instead of `threshold`: the quantile of each map that serves as its threshold, in (0, 1).
-        sharpness: Steepness of the mask, greater than 0.
+        largest_component: With `box`: whether the box is drawn around the largest connected component alone.
+        sharpness: Steepness of the soft mask, greater than 0.
+        masked_value: What a masked pixel becomes, in the backbone's input space: a number, or one for every channel.
         second_order: Whether the terms are differentiated through the map. If not, the map is a constant; that is
             cheaper, and there is no regularisation (its weight must be 0).
-        warm_up_epochs: Epochs with the classification loss alone, before the maps mean anything; by the number of the
-            epoch in `fit`, so that a further call goes on with `initial_epoch`. `train_on_batch` knows no epochs.
         divergence_limit: With `contrast="negated"`: training stops with an error when the cross-entropy of the masked
             images exceeds this, in nats.
+        multi_label: As for :class:`~tfcausal.models.base.CausalClassifier`.
+        warm_up_epochs: Epochs with the classification loss alone, before the maps mean anything.
+        ramp_epochs: Epochs after the warm-up in which the weights of the terms rise to their full value.
         **kwargs: Arguments of keras.Model.
 
     Raises:
-        InvalidArgument: An argument is outside its range, or two do not go together.
-        UnsupportedOperation: The backbone contains a layer that WBP has no rule for.
+        InvalidArgument: An argument is outside its range, or two do not go together; as for
+            :class:`~tfcausal.models.base.CausalClassifier`.
+        UnsupportedOperation: The backbone contains a layer that the saliency method has no rule for.
 
     Example:
         >>> import numpy as np
@@ -79,158 +99,211 @@ class PPIModel(CausalClassifier):
     def __init__(
         self,
         backbone: keras.Model,
-        contrast: Literal["one_vs_rest", "negated"] = "one_vs_rest",
+        saliency: str = "wbp",
+        layer: str | None = None,
+        low: Any = None,
+        high: Any = None,
+        contrast: Literal["one_vs_rest", "negated", "probability"] = "one_vs_rest",
         contrast_weight: float = 1.0,
         regularisation_weight: float = 0.1,
+        regularised: Literal["label", "all_classes"] = "label",
         adversarial_weight: float = 1.0,
+        mask: Literal["soft", "box"] = "soft",
         threshold: float | None = None,
         threshold_quantile: float | None = None,
+        largest_component: bool = False,
         sharpness: float = 50.0,
+        masked_value: float | Sequence[float] = 0.0,
         second_order: bool = True,
-        warm_up_epochs: int = 0,
         divergence_limit: float = 20.0,
+        multi_label: bool | None = None,
+        warm_up_epochs: int = 0,
+        ramp_epochs: int = 0,
         **kwargs: Any,
     ) -> None:
-        if contrast not in CONTRASTS:
-            raise InvalidArgument(message("contrast", f"one of {', '.join(CONTRASTS)}", repr(contrast)))
-        weights = {
-            "contrast_weight": contrast_weight,
-            "regularisation_weight": regularisation_weight,
-            "adversarial_weight": adversarial_weight,
+        choices = {
+            "contrast": (contrast, tuple(CONTRASTS)),
+            "regularised": (regularised, ("label", "all_classes")),
+            "mask": (mask, ("soft", "box")),
+            "largest_component": (largest_component, (True, False) if mask == "box" else (False,)),
+            "second_order": (second_order, (True, False)),
         }
-        for name, weight in weights.items():
-            require_number(name, weight, "a finite number of at least 0", lambda number: 0 <= number < inf)
-        require_number(
-            "warm_up_epochs", warm_up_epochs, "an integer of at least 0", lambda number: number >= 0 and number % 1 == 0
-        )
+        for name, (value, known) in choices.items():
+            if value not in known:
+                listed = ", ".join(map(str, known))
+                remedy = "Only a box is drawn around a component: set mask='box'." if value is True else ""
+                raise InvalidArgument(message(name, f"one of {listed}", repr(value), remedy))
         if threshold is not None and threshold_quantile is not None:
             raise InvalidArgument(message("threshold", "None where `threshold_quantile` is given", threshold))
         if threshold is None and threshold_quantile is None:
             threshold = 0.25
-        for name, share in {"threshold": threshold, "threshold_quantile": threshold_quantile}.items():
-            if share is not None:
-                require_number(name, share, "a number between 0 and 1", lambda number: 0 < number < 1)
-        require_number("sharpness", sharpness, "a finite positive number", lambda number: 0 < number < inf)
         require_number("divergence_limit", divergence_limit, "a positive number", lambda number: number > 0)
+        super().__init__(backbone, multi_label, warm_up_epochs, ramp_epochs, **kwargs)
+        self.add_weight_of_term("contrast_weight", contrast_weight, "contrast_loss")
+        self.add_weight_of_term("regularisation_weight", regularisation_weight, "regularisation_loss")
+        self.add_weight_of_term("adversarial_weight", adversarial_weight, "adversarial_loss")
+        if threshold is not None:
+            self.add_parameter("threshold", threshold, *_SHARE)
+        self.add_parameter("sharpness", sharpness, "a finite positive number", lambda number: 0 < number < inf)
+        if threshold_quantile is not None:
+            require_number("threshold_quantile", threshold_quantile, *_SHARE)
         if not second_order and regularisation_weight > 0:
             remedy = "With the map's gradient stopped that term trains nothing."
             raise InvalidArgument(
                 message("regularisation_weight", "0 with second_order=False", regularisation_weight, remedy)
             )
-        super().__init__(backbone, **kwargs)
-        check(self.graph, RULES, training=True)
+        self.masked_value = masked_value_of(masked_value, self.graph.input_shape[-1])
+        self._maps = saliency_in_training(saliency, self.graph, layer, low, high)
+        self.saliency, self.layer = saliency, layer
+        self.low, self.high = (None if bound is None else np.asarray(bound).tolist() for bound in (low, high))
         self.contrast = contrast
         self.contrast_weight = contrast_weight
         self.regularisation_weight = regularisation_weight
+        self.regularised = regularised
         self.adversarial_weight = adversarial_weight
+        self._mask = mask
         self.threshold = threshold
         self.threshold_quantile = threshold_quantile
+        self.largest_component = largest_component
         self.sharpness = sharpness
         self.second_order = second_order
-        self.warm_up_epochs = warm_up_epochs
         self.divergence_limit = divergence_limit
-        self._intervening = warm_up_epochs == 0
 
     def keeps(self, layer: Any) -> bool:
         """Whether a layer of the backbone stays whole: it is one of Keras's, or has a rule of its own."""
         return super().keeps(layer) or type(layer) in RULES
 
+    @property
+    def mask_use(self) -> MaskUse:
+        """PPI learns from labels alone."""
+        return "none"
+
+    @property
+    def least_batch(self) -> tuple[int, str]:
+        """The adversarial positive needs another image."""
+        if self.has_term("adversarial_weight"):
+            return 2, "PPI masks an image with the map of another one; set adversarial_weight=0 to do without."
+        return super().least_batch
+
     def objective(self, images: tf.Tensor, targets: Targets, training: bool) -> Objective:
-        """The three terms in training; in evaluation, and during the warm-up, none."""
+        """The three terms in training; in evaluation, none."""
         activations = self.graph.run(images, training)
-        outputs = self.graph.head(activations[self.graph.logits])
-        if not (training and self._intervening):
+        outputs = self.outputs(activations)
+        if not training:
             return Objective(outputs, {}, {})
-
-        (maps,), _ = weight_back_propagation(self.graph, activations, targets.classes, training)
-        if not self.second_order:
-            maps = tf.stop_gradient(maps)
+        evidence = self.evidence(targets, activations)
+        if self.second_order:
+            maps = without_keeping(self._maps, activations, evidence, training)
+        else:
+            maps = tf.stop_gradient(self._maps(activations, evidence, training))
         mask = self.mask(maps)
-        count = tf.shape(images)[0]
-        step = tf.cast(self.optimizer.iterations, tf.int32)
-        others_mask = tf.roll(mask, 1 + step % tf.maximum(count - 1, 1), axis=0)
-        masked = remove(tf.tile(images, (2, 1, 1, 1)), tf.cast(tf.concat([mask, others_mask], 0), images.dtype))
-        masked_logits = self.graph.run(masked, training, self._frozen_batch_norms(activations))[self.graph.logits]
-        without_cause, without_other = tf.split(tf.cast(masked_logits, tf.float32), 2)
-
-        contrast = CONTRASTS[self.contrast](without_cause, targets.classes)
-        if self.contrast == "negated":
-            contrast = self._limited(contrast)
-        # A batch of one has no other image: rolling gives the image its own mask, so the term is left out.
-        adversarial = cross_entropy(without_other, targets.classes) * tf.cast(count > 1, tf.float32)
-        terms = {
-            "contrast_loss": Term(contrast, self.contrast_weight),
-            "regularisation_loss": Term(saliency_l1(maps), self.regularisation_weight),
-            "adversarial_loss": Term(adversarial, self.adversarial_weight),
-        }
-        return Objective(outputs, terms, {"mask_coverage": tf.reduce_mean(mask, axis=(1, 2, 3))})
+        terms, added = self._masked_terms(images, targets, activations, mask)
+        if self.has_term("regularisation_weight"):
+            norms = saliency_l1(maps) if self.regularised == "label" else self._norms_of_all_classes(activations)
+            norms *= tf.cast(targets.present, norms.dtype)
+            terms["regularisation_loss"] = Term(norms, self.weight("regularisation_weight"))
+        coverage = tf.reduce_mean(mask, axis=list(range(1, mask.shape.rank)))
+        return Objective(outputs, terms, {"mask_coverage": coverage}, added)
 
     def mask(self, maps: tf.Tensor) -> tf.Tensor:
-        """The soft mask of raw maps.
+        """The mask of raw maps.
 
         Args:
-            maps: Signed maps (N, height, width, channels).
+            maps: Signed maps (N, height, width, channels), or of volumes.
 
         Returns:
-            Share of each pixel to take away, (N, height, width, 1) in (0, 1).
+            Share of each pixel to take away, (N, height, width, 1) in [0, 1].
         """
         saliency = normalised_saliency(maps)
         if self.threshold_quantile is None:
-            return soft_mask(saliency, self.threshold, self.sharpness)
-        mask = soft_mask(saliency, quantile_threshold(saliency, self.threshold_quantile), self.sharpness)
+            threshold = self.parameter("threshold", saliency.dtype)
+        else:
+            threshold = quantile_threshold(saliency, self.threshold_quantile)
+        if self._mask == "box":
+            # The quantile itself is among the salient, as it is in the soft mask.
+            below = 1.0 if self.threshold_quantile is None else 1.0 - 1e-6
+            return box_mask(saliency, threshold * below, self.largest_component)
+        mask = soft_mask(saliency, threshold, self.parameter("sharpness", saliency.dtype))
         # The quantile of a map that is mostly 0 is 0, and at its threshold the mask is one half.
-        return tf.where(saliency > 0, mask, 0.0)
-
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        epochs: int = 1,
-        verbose: Any = "auto",
-        callbacks: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> keras.callbacks.History:
-        """Train like `keras.Model.fit`; the epoch number ends the warm-up. Errors as for :class:`CausalClassifier`."""
-        if self.warm_up_epochs:
-            begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: self._begin_epoch(epoch))
-            if isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks.callbacks.insert(0, begin)
-            else:
-                callbacks = [begin, *(keras.tree.flatten(callbacks) if callbacks else [])]
-        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+        return mask if self.threshold_quantile is None else tf.where(saliency > 0, mask, 0.0)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments of the constructor."""
         names = (
-            "contrast contrast_weight regularisation_weight adversarial_weight threshold threshold_quantile sharpness "
-            "second_order warm_up_epochs divergence_limit"
+            "saliency layer low high contrast contrast_weight regularisation_weight regularised adversarial_weight "
+            "threshold threshold_quantile largest_component sharpness masked_value second_order divergence_limit"
         )
-        return {**super().get_config(), **{name: getattr(self, name) for name in names.split()}}
+        own = {name: getattr(self, name) for name in names.split()}
+        return {**super().get_config(), **own, "mask": self._mask}
 
-    def _begin_epoch(self, epoch: int) -> None:
-        intervening = epoch >= self.warm_up_epochs
-        if intervening != self._intervening:
-            self._intervening = intervening
-            keras_api.rebuild_train_function(self)
+    def _masked_terms(
+        self, images: tf.Tensor, targets: Targets, activations: Activations, mask: tf.Tensor
+    ) -> tuple[dict[str, Term], tf.Tensor | None]:
+        """The terms of the images that something has been taken from, and what they add to the loss.
 
-    def _frozen_batch_norms(self, activations: Activations) -> dict[int, Callable[[tf.Tensor], tf.Tensor]]:
-        """Stand-ins for the batch normalisations that use the clean batch's statistics as constants."""
-        frozen: dict[int, Callable[[tf.Tensor], tf.Tensor]] = {}
-        for operation in self.graph.operations:
-            if isinstance(operation.layer, keras.layers.BatchNormalization):
-                inputs, trains = activations[operation.inputs[0]], operation.trains(True)
-                statistics = batch_norm_statistics(operation.layer, inputs, trains)
-                constants = [tf.stop_gradient(value) for value in statistics]
-                frozen[operation.output] = partial(
-                    _affine, operation.layer, *batch_norm_affine(operation.layer, *constants)
-                )
-        return frozen
+        Their passes are differentiated at once, one after the other, for the sake of the memory.
+        """
+        frozen = self.frozen_batch_norms(activations)
 
-    def _limited(self, contrast: tf.Tensor) -> tf.Tensor:
-        """Stop when minus the cross-entropy has fallen below minus the limit."""
-        value = -tf.reduce_mean(contrast)
+        def of_masked(mask: tf.Tensor, objective: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
+            masked = remove(images, tf.cast(mask, images.dtype), self.masked_value)
+            logits = self.logits(self.graph.run(masked, True, frozen))
+            return objective(*choice(logits, targets.classes, self.head))
+
+        dtype = self.logits(activations).dtype
+        present = tf.cast(targets.present, dtype)
+        # A rest of one image has no other: it gets its own mask back, so the term is left out.
+        _, total = place_among_replicas(tf.shape(mask)[0])
+        with_other = present * tf.cast(total > 1, dtype)
+        counted: dict[str, tf.Tensor] = {}
+        masks: dict[str, tf.Tensor] = {}
+        objectives: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {}
+        if self.has_term("contrast_weight"):
+            masks["contrast"], counted["contrast"] = mask, present
+            objectives["contrast"] = partial(self._contrast, present=present)
+        if self.has_term("adversarial_weight"):
+            masks["adversarial"], counted["adversarial"] = self._masks_of_others(mask), with_other
+            objectives["adversarial"] = cross_entropy
+        if not masks:
+            return {}, None
+        shares = tf.cast(self.shares(targets), dtype)
+        passes = [
+            MaskedPass(
+                masks[name],
+                partial(of_masked, objective=objectives[name]),
+                shares * counted[name] * tf.cast(self.weight(f"{name}_weight"), dtype),
+            )
+            for name in masks
+        ]
+        added, losses = total_at_once(passes, half_precision=images.dtype == tf.float16)
+        terms = {f"{name}_loss": Term(counted[name] * loss, None) for name, loss in zip(masks, losses, strict=True)}
+        return terms, added
+
+    def _contrast(self, logits: tf.Tensor, classes: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        loss = CONTRASTS[self.contrast](logits, classes)
+        return self._limited(loss, present) if self.contrast == "negated" else loss
+
+    def _masks_of_others(self, mask: tf.Tensor) -> tf.Tensor:
+        """Of every image the mask of another one: a rotation of the whole batch, of all replicas."""
+        count = tf.shape(mask)[0]
+        offset, total = place_among_replicas(count)
+        step = tf.cast(self.optimizer.iterations, tf.int32)
+        rotation = 1 + step % tf.maximum(total - 1, 1)
+        lenders = (offset + tf.range(count) - rotation) % total
+        return tf.ensure_shape(tf.gather(gathered(mask), lenders), mask.shape)
+
+    def _norms_of_all_classes(self, activations: Activations) -> tf.Tensor:
+        """Mean over the classes of the L1 norm of their maps, (N,)."""
+        logits = self.logits(activations)
+        norms = []
+        for index in range(self.graph.num_classes):
+            of_class = tf.one_hot(tf.fill(tf.shape(logits)[:1], index), self.graph.num_classes, dtype=logits.dtype)
+            norms.append(saliency_l1(self._maps(activations, of_class, True)))
+        return tf.reduce_mean(tf.stack(norms), axis=0)
+
+    def _limited(self, contrast: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
+        """Stop when minus the cross-entropy, of the images that have a label, has fallen below minus the limit."""
+        value = -tf.math.divide_no_nan(tf.reduce_sum(contrast * present), tf.reduce_sum(present))
         text = (
             "Training was stopped: the negated contrast diverges; the cross-entropy of the masked images is {} nats, "
             f"above divergence_limit={self.divergence_limit}. Use contrast='one_vs_rest', which is bounded, or lower "
@@ -238,8 +311,3 @@ class PPIModel(CausalClassifier):
         )
         with tf.control_dependencies([require(value <= self.divergence_limit, TrainingDiverged, text, value)]):
             return tf.identity(contrast)
-
-
-def _affine(layer: Any, gain: tf.Tensor, shift: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    gain, shift = (tf.cast(along_channels(layer, value, x.shape.rank), x.dtype) for value in (gain, shift))
-    return x * gain + shift

@@ -75,13 +75,33 @@ def negated_contrast(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
     return -cross_entropy(logits, labels)
 
 
+def probability_contrast(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """The probability that the label keeps: ``p_y``, as GAIN has it.
+
+    Bounded on both sides; its gradient ``p_y (1 - p_y)`` is small for an image that is still recognised with certainty.
+
+    Args:
+        logits: Logits of the images without their salient pixels, (N, classes).
+        labels: The original class indices, integers (N,).
+
+    Returns:
+        Loss per sample, (N,), in [0, 1].
+
+    Example:
+        >>> import tensorflow as tf
+        >>> probability_contrast(tf.constant([[0.0, 0.0]]), tf.constant([1])).numpy().round(6).tolist()
+        [0.5]
+    """
+    return tf.exp(-cross_entropy(logits, labels))
+
+
 def saliency_l1(maps: tf.Tensor) -> tf.Tensor:
     """Mean absolute value of every sample's map: the L1 regulariser of PPI.
 
     Departure from the paper, which takes the sum: the mean keeps the weight of the term independent of the resolution.
 
     Args:
-        maps: Signed saliency maps, (N, height, width, channels), in units of the logit.
+        maps: Signed saliency maps, (N, height, width, channels) or of volumes, in units of the logit.
 
     Returns:
         Loss per sample, (N,), at least 0.
@@ -97,4 +117,5 @@ def saliency_l1(maps: tf.Tensor) -> tf.Tensor:
 CONTRASTS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
     "one_vs_rest": one_vs_rest_contrast,
     "negated": negated_contrast,
+    "probability": probability_contrast,
 }

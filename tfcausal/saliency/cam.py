@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import keras
 import tensorflow as tf
 
@@ -56,7 +58,7 @@ def grad_cam(
 
 
 def feature_maps(graph: OperationGraph, layer: object = None) -> int:
-    """Position of the feature maps that a class activation map is taken from.
+    """Position of the feature maps that a class activation map is taken from: one for every image, or every slice.
 
     Args:
         graph: The model's operations.
@@ -64,22 +66,32 @@ def feature_maps(graph: OperationGraph, layer: object = None) -> int:
             last tensor with more than one place, without the pooling, padding and dropout that come after it.
 
     Returns:
-        The position of a tensor (N, height, width, channels).
+        The position of a tensor (N, height, width, channels); for a volume, those of its slices one below the other.
 
     Raises:
-        InvalidArgument: There is no such layer, its name is not unique, or its output has no places.
+        InvalidArgument: There is no such layer, its name is not unique, its output has no places, or it is not that of
+            one image or slice each.
         UnsupportedOperation: `layer` is None and no layer gives feature maps.
     """
+    image_shape = next((shape for shape in graph.input_shapes if len(shape) > 3), ())
+    slices = prod(size or 1 for size in image_shape[1:-3])
     if layer is not None:
         position = graph.layer_output(layer)
-        if not _has_places(graph.shape(position)):
+        producer = graph.producer(position)
+        rows = 1 if producer is None else producer.rows
+        if not _has_places(graph.shape(position)) or rows != slices:
             expected = "a layer whose output is (batch, height, width, channels) with more than one place"
             name = layer if isinstance(layer, str) else getattr(layer, "name", layer)
             received = f"{name!r}, whose output has shape {graph.shape(position)}"
+            if rows != slices:
+                expected += f", {slices} for every sample"
+                received += f" and {rows} for every sample"
             raise InvalidArgument(message("layer", expected, received))
         return position
     for operation in reversed(graph.operations):
-        if _has_places(operation.shape) and not isinstance(operation.layer, _CARRIES_ON):
+        if not _has_places(operation.shape) or operation.rows != slices:
+            continue
+        if not isinstance(operation.layer, _CARRIES_ON):
             return operation.output
     raise UnsupportedOperation(
         "No layer of the model gives feature maps (batch, height, width, channels) with more than one place, from "

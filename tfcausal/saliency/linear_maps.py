@@ -136,12 +136,16 @@ def _transposed(options: dict[str, Any]) -> Callable[[tf.Tensor, tf.Tensor], tf.
 
 
 def batch_norm_statistics(layer: Any, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """The mean and variance (C,) that a batch normalisation uses on a batch in inference or in training mode."""
+    """The mean and variance (C,) that a batch normalisation uses on a batch in inference or in training mode.
+
+    Those of the batch are constants: neither a map nor the parameters are differentiated through them.
+    """
     if training and layer.trainable:
         channels = layer.axis % inputs.shape.rank
         axes = [axis for axis in range(inputs.shape.rank) if axis != channels]
         # In float32 under mixed precision too, as Keras has it.
-        return tf.nn.moments(tf.cast(inputs, layer.variable_dtype), axes)
+        mean, variance = tf.nn.moments(tf.cast(inputs, layer.variable_dtype), axes)
+        return tf.stop_gradient(mean), tf.stop_gradient(variance)
     return tf.convert_to_tensor(layer.moving_mean), tf.convert_to_tensor(layer.moving_variance)
 
 

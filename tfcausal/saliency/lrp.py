@@ -131,7 +131,7 @@ class LRP(Explainer):
         self.layers: Mapping[str, LinearRule] = MappingProxyType(
             {path: how.rule for path, how in self._plan.layers.items()}
         )
-        self._bounds = [_bounds(rule, self.graph) for rule in self.layers.values() if isinstance(rule, ZBox)]
+        self._bounds = [checked_bounds(rule, self.graph) for rule in self.layers.values() if isinstance(rule, ZBox)]
         self._fallback = fallback
         if fallback is None:
             check(self.graph, self._plan)
@@ -200,8 +200,12 @@ def _composite(composite: str | Composite) -> Composite:
     return COMPOSITES[composite]
 
 
-def _bounds(rule: ZBox, graph: OperationGraph) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds of a z-box rule as arrays, checked against the model's inputs."""
+def checked_bounds(rule: ZBox, graph: OperationGraph) -> tuple[np.ndarray, np.ndarray]:
+    """The bounds of a z-box rule as arrays.
+
+    Raises:
+        InvalidArgument: They do not fit the model's inputs, are not finite, or the low one is not less than the high.
+    """
     checked = []
     for name, bound in (("low", rule.low), ("high", rule.high)):
         try:

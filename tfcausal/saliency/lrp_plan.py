@@ -112,7 +112,12 @@ class Plan:
         for bound in (rule.low, rule.high):
             images = [activations[source][:1] for source in self.graph.inputs]
             full = [tf.zeros_like(image) + tf.constant(bound, image.dtype) for image in images]
-            ends.append(self.graph.run(full, until=position)[position])
+            end = self.graph.run(full, until=position)[position]
+            source = self.graph.producer(position)
+            if source is not None and source.rows > 1:  # every row of one sample, for every sample of the batch
+                samples = tf.shape(activations[position])[0] // tf.shape(end)[0]
+                end = tf.tile(end, [samples, *(1 for _ in end.shape[1:])])
+            ends.append(end)
         return ZBox(tf.minimum(*ends), tf.maximum(*ends))
 
     def _support(self, activations: Activations, position: int) -> tf.Tensor:
@@ -190,7 +195,8 @@ def _merged(graph: OperationGraph, rules: Mapping[str, Rule]) -> dict[str, Opera
         if not _is(rules, operation, BATCH_NORM):
             continue
         before = operation.sources[0]
-        if before is not None and _is(rules, before, WEIGHTED) and uses[before.output] == 1:
+        alone = before is not None and _is(rules, before, WEIGHTED) and uses[before.output] == 1
+        if before is not None and alone and before.fixed_training == operation.fixed_training:
             rank = len(operation.shape)
             channels_first = getattr(before.layer, "data_format", "channels_last") == "channels_first"
             along_outputs = linear_stages(before.layer, tf.float32)[-1].along_outputs
@@ -273,7 +279,7 @@ _KEEPING = _classes(
         *(L.GlobalAveragePooling1D, L.GlobalAveragePooling2D, L.GlobalAveragePooling3D),
         *(L.ZeroPadding1D, L.ZeroPadding2D, L.ZeroPadding3D, L.Cropping1D, L.Cropping2D, L.Cropping3D),
         *(L.Flatten, L.Reshape, L.Permute, L.RepeatVector, L.Identity, L.ActivityRegularization),
-        *(L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D, L.GaussianDropout, L.GaussianNoise),
+        *(L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.SpatialDropout3D),
         *(L.Add, L.Average, L.Concatenate, L.Maximum, L.Minimum, L.Multiply, L.UpSampling1D, L.UpSampling3D),
         *(ops.add, ops.multiply, ops.maximum, ops.minimum),
     )

@@ -97,7 +97,7 @@ class Weighted:
         """The stages with their inputs, outputs and rules: a separable convolution has two."""
         stages, outputs = linear_stages(step.layer, dtype), step.output
         if self.batch_norm is not None:
-            last, outputs = merged(stages[-1], self.batch_norm, outputs)
+            last, outputs = merged(stages[-1], self.batch_norm, outputs, step.training)
             stages = (*stages[:-1], last)
         rule, value, steps = self.rule, step.inputs[0], []
         for position, stage in enumerate(stages):
@@ -116,16 +116,19 @@ def weighted(how: Weighted) -> Rule:
     return Rule(how.backward, how.offset, refuse_weighted)
 
 
-def merged(stage: LinearStage, batch_norm: Any, outputs: tf.Tensor) -> tuple[LinearStage, tf.Tensor]:
+def merged(
+    stage: LinearStage, batch_norm: Any, outputs: tf.Tensor, training: bool = False
+) -> tuple[LinearStage, tf.Tensor]:
     """A linear map and the batch normalisation after it as one linear map, and what comes out of it.
 
     Args:
         stage: The map; its outputs have channels.
         batch_norm: The layer.
         outputs: What comes out of the map, before the normalisation.
+        training: Whether the layer uses the statistics of the batch.
     """
     rank, dtype = outputs.shape.rank, outputs.dtype
-    affine = batch_norm_affine(batch_norm, *batch_norm_statistics(batch_norm, outputs, training=False))
+    affine = batch_norm_affine(batch_norm, *batch_norm_statistics(batch_norm, outputs, training))
     gain, shift = (tf.cast(values, dtype) for values in affine)
     along_gain, along_shift = (along_channels(batch_norm, values, rank) for values in (gain, shift))
     along_outputs = stage.along_outputs

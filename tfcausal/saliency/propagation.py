@@ -250,6 +250,13 @@ def unsupported(graph: OperationGraph, rules: Rules, training: bool = False) -> 
         training: Whether they are needed in training mode.
     """
     reached, errors = {graph.logits}, {}
+    last = graph.producer(graph.logits)
+    if last is not None and last.rows > 1:
+        path = next(operation.path for operation in graph.operations if operation.rows > 1)
+        errors[path] = UnsupportedOperation(
+            f"`{path}` acts along the first axis, the samples of the batch, on which a map must not depend: the logits "
+            f"have {last.rows} rows for every sample. Reshape them back, or pool them."
+        )
     for operation in reversed(graph.operations):
         if not reached.intersection(operation.outputs):
             continue
@@ -282,8 +289,9 @@ def propagate(
     rules: Rules,
     training: bool = False,
     with_offsets: bool = False,
+    to: Sequence[int] | None = None,
 ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
-    """Walk from the logits back to the inputs.
+    """Walk from the logits back to the inputs, or to tensors on the way.
 
     Args:
         graph: The model's operations.
@@ -292,9 +300,10 @@ def propagate(
         rules: Which rule each layer follows.
         training: Whether that forward pass was run in training mode.
         with_offsets: Whether to gather the contributions of additive constants.
+        to: Positions of the tensors to stop at; None stands for the inputs.
 
     Returns:
-        The messages at the inputs, each in the input's shape, and the sum of all offsets, (N,), or None; all in the
+        The messages at these tensors, each in the tensor's shape, and the sum of all offsets, (N,), or None; all in the
         dtype of `start`, to which the activations of a model of mixed precision are cast.
 
     Raises:
@@ -302,12 +311,15 @@ def propagate(
     """
     messages: dict[int, tf.Tensor] = {graph.logits: start}
     offsets = tf.zeros(tf.shape(start)[:1], start.dtype) if with_offsets else None
+    ends = graph.inputs if to is None else tuple(to)
 
     def value(position: int) -> tf.Tensor:
         tensor = activations[position]
         return tf.cast(tensor, start.dtype) if tensor.dtype.is_floating else tensor
 
     for operation in reversed(graph.operations):
+        if set(operation.outputs).intersection(ends):
+            continue
         received = [messages.pop(position, None) for position in operation.outputs]
         if all(incoming is None for incoming in received):
             continue
@@ -320,15 +332,16 @@ def propagate(
         )
         incoming = filled if len(filled) > 1 else filled[0]
         if with_offsets and rule.offset is not None:
-            offsets = offsets + rule.offset(step, incoming)
+            offset = rule.offset(step, incoming)
+            offsets += tf.reduce_sum(tf.reshape(offset, (-1, operation.rows)), 1) if operation.rows > 1 else offset
         for source, outgoing in zip(operation.inputs, _checked(step, rule, incoming), strict=True):
             if outgoing is not None:
                 messages[source] = messages[source] + outgoing if source in messages else outgoing
-    at_inputs = tuple(
+    arrived = tuple(
         messages[position] if position in messages else tf.zeros_like(activations[position], dtype=start.dtype)
-        for position in graph.inputs
+        for position in ends
     )
-    return at_inputs, offsets
+    return arrived, offsets
 
 
 def _checked(step: Step, rule: Rule, incoming: Any) -> tuple[tf.Tensor | None, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
 from typing import Any
 
 import keras
@@ -192,9 +191,8 @@ def _transposes(operation: Operation) -> bool:
 
 
 def _reshapes(operation: Operation) -> bool:
-    before, after = operation.input_shapes[0][1:], operation.shape[1:]
-    known = [[size for size in sizes if size is not None] for sizes in (before, after)]
-    return list(before) == known[0] and list(after) == known[1] and prod(known[0]) != prod(known[1])
+    """Whether a row can hold values of several samples. Parts of the samples may go into the batch and come back."""
+    return operation.rows == 0 and all(source is None or source.rows > 0 for source in operation.sources)
 
 
 def _pads(operation: Operation) -> bool:

@@ -28,8 +28,10 @@ def forward_batch(graph: OperationGraph, kept: Sequence[Operation] = ()) -> int:
     Returns:
         The number of samples, between 1 and 64.
     """
-    largest = max(_bytes((*operation.input_shapes, *operation.shapes)) for operation in graph.operations)
-    largest += 2 * sum(_bytes(operation.shapes) for operation in kept)
+    largest = max(
+        max(1, operation.rows) * _bytes((*operation.input_shapes, *operation.shapes)) for operation in graph.operations
+    )
+    largest += 2 * sum(max(1, operation.rows) * _bytes(operation.shapes) for operation in kept)
     return min(_LARGEST_BATCH, max(1, _FORWARD_BYTES // max(1, largest)))
 
 

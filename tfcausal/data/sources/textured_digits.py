@@ -14,11 +14,13 @@ from sklearn.datasets import load_digits
 from tfcausal.data.contexts import assign_contexts, composite, shuffle_contexts
 from tfcausal.data.image_set import DataSet, ImageSet, Reader
 from tfcausal.data.splits import stratified_order
-from tfcausal.data.textures import TEXTURES, read_textures
+from tfcausal.data.textures import TEXTURES, Texture, read_textures
 from tfcausal.errors import InvalidArgument, message
 
 NUM_DIGITS = 1797
 """How many digit images scikit-learn has."""
+SHARED_REGION = "validation"
+"""The split that shares its part of every photograph with `balanced`, where there is such a split."""
 TINT = 0.2
 """Share of its contrast that a colour channel of a digit may lose."""
 
@@ -41,6 +43,7 @@ def textured_digits(
     contrast: float = 0.5,
     channels: int = 3,
     seed: int = 0,
+    balanced_size: int = 0,
 ) -> DataSet:
     """Build the embedded data set: real digits on real textures that agree with the digit in training.
 
@@ -48,20 +51,28 @@ def textured_digits(
     `test_shuffled` show the same digits at the same places in the same colours; in `test` the texture agrees with the
     label as often as in training, in `test_shuffled` it says nothing about it.
 
+    The split `balanced` is for methods that are told about the contexts, such as
+    :func:`~tfcausal.models.last_layer.retrain_last_layer`: digits that are in no other split, with textures that say
+    nothing about them. Its backgrounds are one half of what `validation` has without it of every photograph, and
+    `validation` keeps the other half; `train`, `test` and `test_shuffled` are the same with it and without it.
+
     Args:
         image_size: Height and width of the images in pixels.
         digit_width: Least and greatest width of a digit's 8x8 box in pixels, at most `image_size`.
         context_strength: Probability in [0, 1] that the texture is the one that goes with the label.
         train_size: Images in `train`.
         validation_size: Images in `validation`.
-        test_size: Images in `test` and in `test_shuffled`; all three sizes together at most 1797.
+        test_size: Images in `test` and in `test_shuffled`; all sizes together at most 1797.
         contrast: Distance of a digit's tone from mid-grey, in (0, 0.5]. Backgrounds lie in [0.25, 0.75]: above 0.4
             digits stand out everywhere, below 0.3 they vanish where the texture has their tone.
         channels: 3 for colour, 1 for grey.
         seed: Seed of everything that is drawn, 0 or more.
+        balanced_size: Images in `balanced`; 0 for no such split, else at least 10. Within a digit, the counts of two
+            textures differ by one at most.
 
     Returns:
-        The splits `train`, `validation`, `test` and `test_shuffled`, with masks, contexts and pixels in [0, 1].
+        The splits `train`, `validation`, `test` and `test_shuffled` and, if wanted, `balanced`, with masks, contexts
+        and pixels in [0, 1].
 
     Raises:
         InvalidArgument: An argument is out of its range.
@@ -74,11 +85,16 @@ def textured_digits(
         ((4, 48, 48, 3), (4, 48, 48, 1))
     """
     sizes = {"train": train_size, "validation": validation_size, "test": test_size}
+    if balanced_size:
+        sizes["balanced"] = balanced_size
     _check(image_size, digit_width, context_strength, sizes, contrast, channels, seed)
     digits = load_digits()
     labels = digits.target.astype(np.int64)
     order = stratified_order(labels, seed)
     textures = read_textures(channels)
+    if balanced_size:
+        halves = [_halves(region) for region in textures[SHARED_REGION]]
+        textures[SHARED_REGION], textures["balanced"] = [list(half) for half in zip(*halves, strict=True)]
 
     splits: dict[str, ImageSet] = {}
     start = 0
@@ -93,6 +109,8 @@ def textured_digits(
         drawn = {split: assign_contexts(labels[chosen], 10, context_strength, context_seed)}
         if split == "test":
             drawn["test_shuffled"] = shuffle_contexts(labels[chosen], 10, shuffled_seed)
+        elif split == "balanced":
+            drawn = {split: shuffle_contexts(labels[chosen], 10, shuffled_seed)}
         for name, contexts in drawn.items():
             backgrounds = draw_backgrounds(textures[split], contexts, image_size, generator)
             splits[name] = _image_set(name, chosen, labels[chosen], contexts, appearance, backgrounds)
@@ -163,6 +181,13 @@ def draw_backgrounds(
     return patches
 
 
+def _halves(region: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two halves of a part of a photograph (height, width, channels), cut across its longer side."""
+    axis = 0 if region.shape[0] >= region.shape[1] else 1
+    first, second = np.array_split(region, 2, axis=axis)
+    return first, second
+
+
 def _image_set(
     split: str,
     chosen: np.ndarray,
@@ -193,6 +218,14 @@ def _reader(images: np.ndarray, masks: np.ndarray) -> Reader:
     return read
 
 
+def _largest_patch(texture: Texture, shared: bool) -> int:
+    """Side in pixels of the largest square patch that every split has, where two share the part of one or not."""
+    if not shared:
+        return texture.patch_limit()
+    sides = sorted((part.stop - part.start) // texture.reduction for part in texture.region(SHARED_REGION))
+    return min(sides[0], sides[1] // 2)
+
+
 def _check(
     image_size: int,
     digit_width: tuple[int, int],
@@ -202,9 +235,11 @@ def _check(
     channels: int,
     seed: int,
 ) -> None:
-    largest = min(texture.patch_limit() for texture in TEXTURES)
+    shared = "balanced" in sizes
+    largest = min(_largest_patch(texture, shared) for texture in TEXTURES)
     if not 8 <= image_size <= largest:
         expected = f"8 to {largest} pixels, the largest patch that every photograph has for every split"
+        expected += ", with a split `balanced`" if shared else ""
         raise InvalidArgument(message("image_size", expected, image_size))
     if len(digit_width) != 2 or not 8 <= digit_width[0] <= digit_width[1] <= image_size:
         expected = f"a least and a greatest width, from 8 to image_size ({image_size})"
