@@ -9,13 +9,13 @@ from pathlib import Path
 import keras
 
 from tfcausal.errors import InvalidArgument, RunError, message
-from tfcausal.models import cfcn, ppi
+from tfcausal.models import cfcn, gain, ppi, rrr
 from tfcausal.runs import RunDirectory
 
 RUN_PIXELS = (-0.5, 0.5)  # what `data.loading.load_data` gives
 _MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
 # Importing them registers the classes of this package, so that a saved model of theirs can be loaded.
-_REGISTERED = (cfcn.CFCNModel, ppi.PPIModel)
+_REGISTERED = (cfcn.CFCNModel, gain.GAINModel, ppi.PPIModel, rrr.RRRModel)
 
 
 @dataclass(frozen=True)
