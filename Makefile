@@ -36,7 +36,7 @@ test-all: test
 benchmarks: setup
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/wbp.py
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/bf16.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/demo.py

@@ -258,9 +258,9 @@ CFCN-C, `benchmarks/methods_class_maps.yaml` have all settings.
 
 The data set is `textured_digits`, {data.image_size}x{data.image_size}, {data.train_size} training images, in which
 the texture goes with the digit in {data.context_strength:.0%} of the images. One test split of {data.test_size} images
-keeps that, the other pairs every digit with any texture. All methods have {training.epochs} epochs. "Step cost" is the time of
-a step over that of a plain step, measured in turn in one process. "Equal compute" compares with the plain network
-trained as many times longer as the step costs, rounded up to a half.
+keeps that, the other pairs every digit with any texture. All methods have {training.epochs} epochs. "Step cost" is
+the time of a step over that of a plain step, measured in turn in one process. "Equal compute" compares with the plain
+network trained as many times longer as the step costs, rounded up to a half.
 
 Accuracies, worst-group accuracy and the share of WBP saliency in the true mask (chance: {chance:.2f}): mean over the
 seeds and the 95 % interval of that mean (Student's t with {len(seeds) - 1} degrees of freedom: wide, as it must be with
