@@ -232,32 +232,6 @@ def test_two_processes_do_not_write_one_run(small_config, tmp_path, quiet):
         run_experiment(RunDirectory.open(run.path), quiet)
 
 
-@pytest.mark.parametrize(
-    ("model", "options"),
-    [
-        (
-            "ppi",
-            {
-                "contrast": "negated",
-                "contrast_weight": 0.5,
-                "regularisation_weight": 0.25,
-                "adversarial_weight": 0.75,
-                "threshold": 0.4,
-                "sharpness": 11.0,
-                "warm_up_epochs": 2,
-                "divergence_limit": 9.0,
-            },
-        ),
-        ("ppi", {"threshold_quantile": 0.7, "second_order": False, "regularisation_weight": 0.0}),
-        ("cfcn", {"alpha": 0.3}),
-    ],
-)
-def test_every_setting_of_a_method_reaches_its_model(small_config, quiet, model, options):
-    config = config_from_mapping(small_settings(small_config, models={"m": {"method": model, **options}}))
-    network = build_model(config, config.models["m"], load_data(config, quiet), 5)
-    assert {name: getattr(network, name) for name in options} == options
-
-
 def test_the_share_of_masks_is_what_the_training_sees(small_config, tmp_path, quiet, monkeypatch):
     """80 images, 8 of each class: a quarter of the masks are 2 of each class."""
     seen = []

@@ -648,3 +648,17 @@ def test_batch_of_one_where_no_batch_norm_is_trained(classifier, images, labels)
     frozen.get_layer("norm").trainable = False
     for backbone in (classifier(), frozen):
         compiled(Plain(backbone)).fit(images, labels, batch_size=1, verbose=0)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_sample_weights_that_are_not_one_for_every_image(classifier, images, labels, eager):
+    expected = r"`sample_weight`: expected one number for every image; received shape \(6 3\)"
+    model = compiled(Brightness(classifier()), run_eagerly=eager)
+    with pytest.raises(InvalidArgument, match=expected):
+        model.fit(images, labels, sample_weight=np.ones((6, 3)), verbose=0)
+    for wrong in (np.nan, np.inf):
+        weight = np.where(labels == 1, wrong, 1.0)
+        with pytest.raises(
+            InvalidArgument, match="`sample_weight`: expected finite values; received 2 values that are"
+        ):
+            compiled(Brightness(classifier()), run_eagerly=eager).fit(images, labels, sample_weight=weight, verbose=0)

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tfcausal.errors import InvalidArgument, UnsupportedOperation
+from tfcausal.models.backbones.multi_view import multi_view
 from tfcausal.models.cfcn import CFCNModel
 from tfcausal.models.targets import Targets
 
@@ -303,6 +304,7 @@ def test_every_argument_changes_the_training(classifier, images, labels, name, v
         ({"variant": "B"}, "`variant`: expected one of C, F; received 'B'"),
         ({"resize": "both"}, "`resize`: expected one of masks, maps; received 'both'"),
         ({"layer": "features"}, "`layer`: expected None with variant='C'; received 'features'. Variant C takes the cl"),
+        ({"variant": "F", "layer": 2}, "`layer`: expected the name or path of a layer, or None; received 2"),
         ({"variant": "F", "layer": "x"}, "`layer`: expected one of .*class_maps.*; received 'x'"),
         ({"variant": "F", "layer": "logits"}, "`layer`: expected a layer whose output is .*; received 'logits'"),
         ({"ramp_epochs": 0.5}, "`ramp_epochs`: expected an integer of at least 0; received 0.5"),
@@ -363,3 +365,14 @@ def test_further_batches_of_the_same_shape_are_not_traced_again(classifier, imag
     model.fit(images, y, batch_size=2, epochs=2, validation_data=(images, y), verbose=0)
     model.fit(images, y, batch_size=2, verbose=0)
     assert sorted(traces) == [False, True]
+
+
+def test_a_multi_view_network_is_focused_on_its_slices(images, labels):
+    volumes, masks = np.stack([images, images[::-1]], 1), np.stack([MASK, 1 - MASK], 1)
+    keras.utils.set_random_seed(0)
+    model = CFCNModel(multi_view((2, 8, 8, 3), 3, blocks=((4,),)), variant="F")
+    convolution = model.backbone.get_layer("slice_network").get_layer("block1_conv1")
+    maps = np.maximum(np.stack([convolution(volumes[:, number]) for number in range(2)], 1), 0)
+    expected = focus(tf.constant(maps), np.ones((6, 4)), masks).numpy().mean()
+    logs, _ = step(model, volumes, y_of(labels, masks, None))
+    np.testing.assert_allclose(logs["causal_focus_loss"], expected, rtol=1e-5)

@@ -559,33 +559,6 @@ def test_pooling_skips_and_padding_train_through_the_second_order(images, labels
     assert min(change for change, start in zip(moved, before, strict=True) if start.ndim > 1) > 1e-4
 
 
-@pytest.fixture
-def bfloat16():
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    yield
-    keras.config.set_dtype_policy(before)
-
-
-def test_mixed_precision_takes_a_step_with_float32_maps(bfloat16, images, labels, monkeypatch):
-    seen = []
-    original = ppi.normalised_saliency
-    monkeypatch.setattr(ppi, "normalised_saliency", lambda maps: original(seen.append(maps.dtype) or maps))
-    keras.utils.set_random_seed(0)
-    x = inputs = keras.Input((8, 8, 3))
-    x = L.BatchNormalization()(L.Conv2D(4, 3, strides=2, activation="relu")(x))
-    x = L.Conv2D(3, 1)(L.MaxPooling2D()(x))
-    backbone = keras.Model(inputs, L.Activation("softmax", dtype="float32")(L.GlobalAveragePooling2D()(x)))
-    model = compiled(PPIModel(backbone), "adam", run_eagerly=False)
-    assert backbone.layers[1].compute_dtype == "bfloat16"
-    before = model.get_weights()
-    history = model.fit(images, labels, verbose=0).history
-    assert all(np.isfinite(values).all() for values in history.values())
-    assert {weight.dtype for weight in model.weights} == {"float32"}
-    assert np.abs(model.get_weights()[0] - before[0]).max() > 0
-    assert set(seen) == {tf.float32}
-
-
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -254,6 +254,7 @@ KNOWN = "wbp, gradient, grad_cam, lrp.epsilon_plus, .*"
         ),
         ({"saliency": "grad_cam", "layer": "x"}, "`layer`: expected one of .*features.*; received 'x'"),
         ({"saliency": "grad_cam", "layer": "logits"}, "`layer`: expected a layer whose output is .*'logits'"),
+        ({"saliency": "grad_cam", "layer": L.ReLU()}, "`layer`: expected the name or path of a layer, or None; rec"),
         ({"low": 0.0}, "`low`: expected None with saliency='wbp', which has no bounds; received 0.0"),
         (
             {"saliency": "gradient", "high": np.ones(3)},

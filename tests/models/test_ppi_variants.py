@@ -13,6 +13,7 @@ import tensorflow as tf
 from skimage.measure import label as components
 from skimage.measure import regionprops
 
+from tfcausal.models.backbones.multi_view import multi_view
 from tfcausal.models.ppi import PPIModel
 from tfcausal.models.targets import Targets
 
@@ -392,7 +393,7 @@ def test_step_follows_the_gradients_of_the_objective(images, labels, options, ar
 
 @pytest.mark.parametrize(
     ("saliency", "norm"),
-    [("wbp", "after"), ("gradient", "before"), ("grad_cam of features", None), ("lrp.epsilon_plus", "before")],
+    [("wbp", "after"), ("grad_cam of features", None), ("lrp.epsilon_plus", "before")],
 )
 def test_compiled_step_follows_the_same_gradients(images, labels, saliency, norm):
     options = {"saliency": saliency.split()[0], "layer": "features" if "features" in saliency else None}
@@ -469,6 +470,14 @@ OF_VOLUMES = np.array([0, 1, 2, 1])
 def volume_network(kind: str, dtype: str = "float64") -> keras.Model:
     """Two layers of three-dimensional convolution, or one convolution for every slice."""
     keras.utils.set_random_seed(0)
+    if kind == "multi-view":
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(dtype)
+        model = multi_view((3, 8, 8, 2), 3, blocks=((3,),))
+        keras.config.set_dtype_policy(before)
+        for weight in model.weights:
+            weight.assign(3 * weight + 0.05 * np.random.default_rng(0).normal(size=weight.shape))
+        return model
     options = {"padding": "same", "activation": "relu", "dtype": dtype}
     x = inputs = keras.Input((3, 8, 8, 2), dtype=dtype)
     if kind == "convolutions":
@@ -488,20 +497,29 @@ def volume_network(kind: str, dtype: str = "float64") -> keras.Model:
 def volume_twin(
     backbone: keras.Model, kind: str, saliency: str, options: dict[str, Any]
 ) -> tuple[dict[str, float], list[tf.Tensor]]:
+    shared = backbone.get_layer("slice_network") if kind == "multi-view" else backbone
+    names = {"features": "block1_conv1", "last": "logits"} if kind == "multi-view" else {}
+    enlarge = np.eye(8) if kind == "multi-view" else ENLARGE
+
     def weights(name: str) -> tuple[tf.Variable, tf.Variable]:
-        return backbone.get_layer(name).kernel.value, backbone.get_layer(name).bias.value
+        layer = (shared if name == "features" else backbone).get_layer(names.get(name, name))
+        return layer.kernel.value, layer.bias.value
 
     def features(x: tf.Tensor) -> tf.Tensor:
         kernel, bias = weights("features")
         if kind == "convolutions":
             return tf.nn.relu(tf.nn.conv3d(x, kernel, [1] * 5, "SAME") + bias)
-        slices = [tf.nn.relu(tf.nn.conv2d(x[:, number], kernel, 2, "SAME") + bias) for number in range(3)]
+        stride = 2 if kind == "slices" else 1
+        slices = [tf.nn.relu(tf.nn.conv2d(x[:, number], kernel, stride, "SAME") + bias) for number in range(3)]
         return tf.stack(slices, 1)
 
     def head(x: tf.Tensor) -> tf.Tensor:
         if kind == "convolutions":
             kernel, bias = weights("second")
             x = tf.nn.relu(tf.nn.conv3d(x, kernel, [1, 1, 2, 2, 1], "SAME") + bias)
+        if kind == "multi-view":
+            pooled = tf.stack([tf.nn.max_pool2d(x[:, number], 2, 2, "VALID") for number in range(3)], 1)
+            x = tf.reduce_mean(tf.reduce_max(pooled, 1), (1, 2))
         kernel, bias = weights("last")
         return tf.matmul(tf.reshape(x, (x.shape[0], -1)), kernel) + bias
 
@@ -517,7 +535,7 @@ def volume_twin(
             return logits, slopes * x if saliency == "wbp" else tf.abs(slopes)
         # Every slice has mean slopes of its own: it is an image to the network.
         cam = tf.nn.relu(tf.reduce_sum(tf.reduce_mean(slopes, (2, 3), keepdims=True) * maps, 4))
-        return logits, tf.einsum("ij,nsjk,lk->nsil", ENLARGE, cam, ENLARGE)[..., None]
+        return logits, tf.einsum("ij,nsjk,lk->nsil", enlarge, cam, enlarge)[..., None]
 
     x = tf.constant(VOLUMES)
     with tf.GradientTape() as tape:
@@ -534,6 +552,10 @@ def volume_twin(
         ("convolutions", "gradient", {"mask": "box", "threshold": 0.8, "largest_component": True}),
         ("convolutions", "wbp", {"mask": "box", "threshold_quantile": 0.98, "masked_value": [0.5, -1.0]}),
         ("slices", "grad_cam", {"layer": "features"}),
+        ("slices", "wbp", {"contrast": "probability"}),
+        ("multi-view", "wbp", {}),
+        ("multi-view", "gradient", {"mask": "box", "threshold": 0.9, "largest_component": True}),
+        ("multi-view", "grad_cam", {}),
         ("slices", "grad_cam", {"mask": "box", "threshold": 0.6, "layer": "features", "regularised": "all_classes"}),
     ],
 )

@@ -63,8 +63,8 @@ def check_data(config: RunConfig, data: DataSet) -> None:
     for name, model in config.models.items():
         if model.masks is not None and not train.has_mask.any():
             raise DataError(
-                f"Model `models.{name}` (method: {model.method}) needs masks of training images; expected masks/<class>/<same "
-                "name>.png beside images/<class>/, found none. Add masks, or leave this model out."
+                f"Model `models.{name}` (method: {model.method}) needs masks of training images; expected "
+                "masks/<class>/<same name>.png beside images/<class>/, found none. Add masks, or leave this model out."
             )
     if len(train) < config.training.batch_size:
         raise DataError(

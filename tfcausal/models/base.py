@@ -20,6 +20,7 @@ from tfcausal.models.checks import (
     require_epochs,
     require_finite,
     require_number,
+    require_one_each,
     require_shape,
     require_weight,
 )
@@ -360,10 +361,14 @@ class CausalClassifier(keras.Model):
         checks += [*shape_checks, require_finite(images, "x", InvalidArgument)]
         if training:
             checks += self._check_batch(tf.shape(images)[0])
+        if sample_weight is not None:
+            sample_weight = tf.convert_to_tensor(sample_weight)
+            checks += require_one_each(sample_weight, "sample_weight", tf.shape(images)[0])
         with tf.control_dependencies([check for check in checks if check is not None]):
             images = tf.ensure_shape(images, self.graph.input_shape)
-        if sample_weight is not None:
-            targets = replace(targets, sample_weight=tf.cast(tf.reshape(sample_weight, (-1,)), tf.float32))
+            if sample_weight is not None:
+                sample_weight = tf.identity(sample_weight)
+                targets = replace(targets, sample_weight=tf.cast(tf.reshape(sample_weight, (-1,)), tf.float32))
         return images, targets, sample_weight
 
     def _random_scores(self, like: tf.Tensor) -> tf.Tensor:

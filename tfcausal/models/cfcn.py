@@ -10,6 +10,7 @@ import tensorflow as tf
 from tfcausal.errors import InvalidArgument, message
 from tfcausal.graph import OperationGraph
 from tfcausal.models.base import CausalClassifier, MaskUse, Objective, Term
+from tfcausal.models.checks import require_layer_name
 from tfcausal.models.targets import Targets
 from tfcausal.objectives.causal_focus import Resize, causal_focus_loss, dead_maps
 from tfcausal.saliency.cam import feature_maps
@@ -77,6 +78,7 @@ class CFCNModel(CausalClassifier):
         for name, value, known in (("variant", variant, ("C", "F")), ("resize", resize, ("masks", "maps"))):
             if value not in known:
                 raise InvalidArgument(message(name, f"one of {', '.join(known)}", repr(value)))
+        require_layer_name(layer)
         if layer is not None and variant == "C":
             remedy = "Variant C takes the class maps before the pooling."
             raise InvalidArgument(message("layer", "None with variant='C'", repr(layer), remedy))

@@ -43,6 +43,12 @@ def require_epochs(name: str, value: object) -> None:
     require_number(name, value, "an integer of at least 0", lambda number: number >= 0 and number % 1 == 0)
 
 
+def require_layer_name(value: object) -> None:
+    """Raise `InvalidArgument` unless an argument can name a layer; a layer itself could not be saved with the model."""
+    if value is not None and not isinstance(value, str):
+        raise InvalidArgument(message("layer", "the name or path of a layer, or None", repr(value)))
+
+
 def masked_value_of(value: Any, channels: int | None) -> float | list[float]:
     """The value of masked pixels, checked: a number, or a list of one for every channel.
 
@@ -117,6 +123,13 @@ def require_share(value: tf.Tensor, name: str) -> tf.Operation | None:
     count = tf.math.count_nonzero(outside)
     text = message(name, "values in [0, 1]", "{} values outside", "Divide masks of 0 and 255 by 255.")
     return require(tf.equal(count, 0), InvalidArgument, text, count)
+
+
+def require_one_each(value: tf.Tensor, name: str, images: tf.Tensor) -> list[tf.Operation | None]:
+    """Check that there is one finite number for every image."""
+    text = message(name, "one number for every image", "shape ({})")
+    fits = require(tf.equal(tf.size(value), images), InvalidArgument, text, tf.shape(value))
+    return [fits, require_finite(value, name, InvalidArgument)]
 
 
 def require_finite(value: tf.Tensor, name: str, kind: type[TfCausalError]) -> tf.Operation | None:

@@ -17,7 +17,7 @@ from tfcausal.graph import Activations
 from tfcausal.interventions.masking import box_mask, normalised_saliency, quantile_threshold, remove, soft_mask
 from tfcausal.models.at_once import MaskedPass, total_at_once
 from tfcausal.models.base import CausalClassifier, MaskUse, Objective, Term
-from tfcausal.models.checks import masked_value_of, require, require_number
+from tfcausal.models.checks import masked_value_of, require, require_layer_name, require_number
 from tfcausal.models.targets import Targets
 from tfcausal.objectives.contrast import CONTRASTS, cross_entropy, saliency_l1
 from tfcausal.objectives.heads import choice
@@ -153,6 +153,7 @@ class PPIModel(CausalClassifier):
                 message("regularisation_weight", "0 with second_order=False", regularisation_weight, remedy)
             )
         self.masked_value = masked_value_of(masked_value, self.graph.input_shape[-1])
+        require_layer_name(layer)
         self._maps = saliency_in_training(saliency, self.graph, layer, low, high)
         self.saliency, self.layer = saliency, layer
         self.low, self.high = (None if bound is None else np.asarray(bound).tolist() for bound in (low, high))
