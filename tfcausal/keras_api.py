@@ -353,6 +353,15 @@ def track_loss(model: Any, loss: tf.Tensor, batch_size: tf.Tensor) -> None:
     model._loss_tracker.update_state(loss, sample_weight=batch_size)
 
 
+def loss_description(loss: Any) -> tuple[str | None, bool | None]:
+    """Name of a cross-entropy that a model was compiled with, and whether it takes logits; None where not known."""
+    if isinstance(loss, str):
+        return loss, False if loss.endswith("crossentropy") else None
+    config = loss.get_config() if isinstance(loss, keras.losses.Loss) else {}
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(loss).__name__).lower()
+    return name, config.get("from_logits")
+
+
 def unscaled_loss(loss: tf.Tensor) -> tf.Tensor:
     """The mean over the samples of this replica, of a loss that Keras has divided by the number of replicas."""
     return loss * tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, loss.dtype)

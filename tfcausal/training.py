@@ -19,7 +19,7 @@ from tfcausal.data.image_set import DataSet, ImageSet
 from tfcausal.data.masks import with_mask_share
 from tfcausal.data.pipeline import evaluation_batches, training_batches
 from tfcausal.distributed import divided_among_workers, gathered, replica_batch_size
-from tfcausal.errors import DataError, InvalidArgument, UnsupportedOperation
+from tfcausal.errors import DataError, InvalidArgument, UnsupportedOperation, message
 from tfcausal.models.balanced_regression import balanced_groups, check_labels
 from tfcausal.models.building import build_model
 from tfcausal.models.last_layer import retrain_last_layer
@@ -44,7 +44,14 @@ def check_models(run: RunDirectory, data: DataSet, strategy: tf.distribute.Strat
         UnsupportedOperation: A method has no rule for a layer of the backbone.
     """
     config = run.config
-    replica_batch_size(config.training.batch_size, strategy.num_replicas_in_sync, "training.batch_size")
+    replicas = strategy.num_replicas_in_sync
+    of_replica = replica_batch_size(config.training.batch_size, replicas, "training.batch_size")
+    rest = len(data.splits["validation"]) % config.evaluation.batch_size
+    if 0 < rest < replicas:
+        expected = f"a batch size that leaves no rest of fewer than {replicas} validation images, one for every replica"
+        raise InvalidArgument(
+            message("evaluation.batch_size", expected, f"{config.evaluation.batch_size}, rest {rest}")
+        )
     steps = len(data.splits["train"]) // config.training.batch_size
     for name, model in config.models.items():
         if _is_trained(run, name, strategy):
@@ -56,7 +63,12 @@ def check_models(run: RunDirectory, data: DataSet, strategy: tf.distribute.Strat
                 labels = check_labels(split.labels, len(split), len(split.class_names), multi_label=False)
                 balanced_groups(labels, split.contexts, choice=len(model.inverse_strengths) > 1)
             else:
-                build_model(config, model, data, steps, strategy)
+                network = build_model(config, model, data, steps, strategy)
+                least, reason = getattr(network, "least_batch", (1, ""))
+                if of_replica < least:
+                    received = f"{config.training.batch_size} for {strategy.num_replicas_in_sync} replica(s)"
+                    expected = f"at least {least} images for every replica"
+                    raise InvalidArgument(message("training.batch_size", expected, received, reason))
         except (InvalidArgument, UnsupportedOperation) as error:
             raise type(error)(f"models.{name} (method: {model.method}): {error}") from error
     keras.utils.clear_session()

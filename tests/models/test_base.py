@@ -96,6 +96,9 @@ def test_sample_weights_go_with_targets_in_a_dict(classifier, images, labels):
     expected = (weight * log_likelihood(model.backbone, images, labels)).sum() / 6
     data = tf.data.Dataset.from_tensor_slices((images, {"label": labels}, weight)).batch(6)
     np.testing.assert_allclose(model.evaluate(data, verbose=0, return_dict=True)["loss"], expected, rtol=1e-5)
+    doubled = tf.data.Dataset.from_tensor_slices((images, labels, (2 * weight).astype("int64"))).batch(6)
+    results = model.evaluate(doubled, verbose=0, return_dict=True)
+    np.testing.assert_allclose(results["loss"], 2 * expected, rtol=1e-5)
 
 
 def test_evaluation_leaves_out_what_was_not_computed(classifier, images, labels):
@@ -467,7 +470,7 @@ def test_labels_of_a_binary_head_in_every_form(classifier, images):
 @pytest.mark.parametrize("eager", [True, False])
 def test_wrong_labels_of_a_binary_head(classifier, images, eager):
     labels = np.array([0, 1, 1, 0, 1, 0])
-    model = compiled(Plain(classifier(units=1, activation=None)), "binary_crossentropy", run_eagerly=eager)
+    model = compiled(Plain(classifier(units=1, activation="sigmoid")), "binary_crossentropy", run_eagerly=eager)
     one_hot = r"0 or 1, of shape \(N,\) or \(N, 1\); received shape \(\w, 2\). One unit tells two classes apart; more"
     for value, expected in (
         (np.eye(2)[labels], one_hot),
@@ -477,6 +480,58 @@ def test_wrong_labels_of_a_binary_head(classifier, images, eager):
     ):
         with pytest.raises(InvalidArgument, match=f"Invalid value for `y`: expected {expected}"):
             model.fit(images, value, verbose=0)
+
+
+LOSSES = [
+    (1, "sigmoid", "sparse_categorical_crossentropy", "binary_crossentropy for a binary head; received sparse_cat"),
+    (3, "sigmoid", "categorical_crossentropy", "binary_crossentropy for a multi-label head; received categorical"),
+    (3, None, "sparse_categorical_crossentropy", "from_logits=True, as the backbone gives logits: its head has no act"),
+    (3, "softmax", keras.losses.SparseCategoricalCrossentropy(from_logits=True), "from_logits=False, as the backbone"),
+]
+
+
+@pytest.mark.parametrize(("units", "activation", "loss", "expected"), LOSSES)
+def test_a_loss_that_reads_the_head_wrongly(classifier, images, labels, units, activation, loss, expected):
+    model = compiled(Plain(classifier(units=units, activation=activation)), loss)
+    y = np.eye(3)[labels] if activation == "sigmoid" and units == 3 else labels % max(units, 2)
+    with pytest.raises(InvalidArgument, match=f"Invalid value for `loss`: expected {expected}"):
+        model.fit(images, y, verbose=0)
+
+
+@pytest.mark.parametrize("kind", [int, bool, float])
+def test_weights_of_samples_beside_masks_of_any_kind(classifier, images, labels, kind):
+    """Keras hands an array of weights on in the structure of the targets."""
+    results = []
+    for one in (kind, float):
+        model = compiled(Plain(classifier()))
+        y = {"label": labels, "mask": np.ones((6, 8, 8, 1), one), "has_mask": np.ones(6, one)}
+        results.append(model.fit(images, y, sample_weight=np.arange(6).astype(one), verbose=0).history["loss"])
+    if kind is bool:
+        results[1] = (
+            compiled(Plain(classifier()))
+            .fit(images, labels, sample_weight=np.minimum(np.arange(6), 1.0), verbose=0)
+            .history["loss"]
+        )
+    np.testing.assert_allclose(*results, rtol=1e-6)
+
+
+def test_negative_weights_of_samples(classifier, images, labels):
+    with pytest.raises(InvalidArgument, match="`sample_weight`: expected numbers of at least 0; received -1"):
+        compiled(Plain(classifier())).fit(images, labels, sample_weight=-np.ones(6), verbose=0)
+
+
+def test_nothing_to_train(classifier, images, labels):
+    backbone = classifier()
+    backbone.trainable = False
+    with pytest.raises(InvalidArgument, match="`backbone`: expected weights that can be trained; received none"):
+        compiled(Plain(backbone)).fit(images, labels, verbose=0)
+
+
+def test_an_exported_model_answers_like_the_backbone(classifier, images, tmp_path, capfd):
+    model = Plain(classifier())
+    model.export(tmp_path / "exported", verbose=False)
+    loaded = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(loaded.serve(tf.constant(images)), model.predict(images, verbose=0), rtol=1e-5)
 
 
 ROWS = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0], [0, 0, 1], [1, 1, 0]])

@@ -120,6 +120,18 @@ def test_training_in_half_precision_reaches_the_accuracy_of_float32():
     assert min(reached) > reached[0] - 0.03
 
 
+def test_a_term_whose_gradients_overflow_lowers_the_scale_instead_of_stopping_the_training():
+    """With a weight of 30000, gradients leave the range of float16 until the optimizer has lowered its scale."""
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1e-6), initial_scale=512.0)
+    model = compiled(PPIModel(network("mixed_float16"), contrast_weight=3e4), optimizer, run_eagerly=True)
+    model.train_on_batch(IMAGES, LABELS)
+    assert model.optimizer.iterations.numpy() == 0
+    for _ in range(8):
+        model.train_on_batch(IMAGES, LABELS)
+    assert model.optimizer.iterations.numpy() > 0
+    assert model.optimizer.dynamic_scale < 512.0
+
+
 def test_pixels_beyond_float16_are_refused_as_such():
     model = compiled(PPIModel(network("mixed_float16")), run_eagerly=True)
     with pytest.raises(ValueError, match="`x`: expected finite values; received 1 values that are NaN or infinite"):

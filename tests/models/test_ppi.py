@@ -383,13 +383,33 @@ def test_a_first_batch_of_one_is_refused_where_another_image_is_needed(classifie
 
 
 def test_rest_of_one_has_no_adversarial_term(classifier, images, labels):
-    model = compiled(PPIModel(classifier()))
-    model.optimizer.iterations.assign(7)
-    logs, followed = step(model, images[:1], labels[:1])
-    assert logs["adversarial_loss"] == 0
-    assert logs["contrast_loss"] > 0
-    _, without = step(compiled(PPIModel(classifier(), adversarial_weight=0.0)), images[:1], labels[:1])
-    np.testing.assert_array_equal(flat(followed), flat(without))
+    def step_of_the_rest(weight: float) -> np.ndarray:
+        """What the step on the fifth image changes; those before it have a learning rate of 0."""
+        model = compiled(PPIModel(classifier(), adversarial_weight=weight), keras.optimizers.SGD(0.0))
+        weights = []
+        callback = keras.callbacks.LambdaCallback(
+            on_train_batch_begin=lambda batch, logs: setattr(model.optimizer, "learning_rate", float(batch == 2)),
+            on_train_batch_end=lambda batch, logs: weights.append(flat(model.get_weights())),
+        )
+        model.fit(images[:5], labels[:5], batch_size=2, shuffle=False, verbose=0, callbacks=[callback])
+        return weights[2] - weights[1]
+
+    assert np.abs(step_of_the_rest(1.0)).max() > 0
+    np.testing.assert_allclose(step_of_the_rest(1.0), step_of_the_rest(0.0), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_batches_of_one_are_refused_in_a_later_fit_too(classifier, images, labels, eager):
+    model = compiled(PPIModel(classifier()), run_eagerly=eager)
+    model.fit(images, labels, batch_size=3, verbose=0)
+    for again in (
+        lambda: model.fit(images, labels, batch_size=1, verbose=0),
+        lambda: step(model, images[:1], labels[:1]),
+    ):
+        with pytest.raises(
+            InvalidArgument, match=r"`batch_size`: expected at least 2; received 1\. PPI masks an image"
+        ):
+            again()
 
 
 def test_an_epoch_whose_rest_is_one_image(classifier, images, labels):
@@ -662,6 +682,7 @@ def test_a_backbone_whose_statistics_a_call_has_fixed_keeps_them(images, labels)
 
     backbone = Transfer()
     backbone(images)
-    model = compiled(PPIModel(backbone))
+    model = PPIModel(backbone)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
     model.train_on_batch(images + 3.0, labels)
     np.testing.assert_array_equal(backbone.norm.moving_mean, np.zeros(3))

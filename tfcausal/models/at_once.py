@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-_HALF_PRECISION_SCALE = 1024.0
-
 
 class MaskedPass(NamedTuple):
     """A pass on changed images.
@@ -24,7 +22,7 @@ class MaskedPass(NamedTuple):
     share: tf.Tensor
 
 
-def total_at_once(passes: Sequence[MaskedPass], half_precision: bool = False) -> tuple[tf.Tensor, list[tf.Tensor]]:
+def total_at_once(passes: Sequence[MaskedPass], scale: float | tf.Tensor = 1.0) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """The sum of all shares times losses, whose gradients are computed pass by pass, one after the other.
 
     Of a pass only the gradients of the masks and of the parameters remain, not its activations: the memory is that of
@@ -32,12 +30,15 @@ def total_at_once(passes: Sequence[MaskedPass], half_precision: bool = False) ->
 
     Args:
         passes: The passes.
-        half_precision: Whether gradients flow through float16 and are scaled against underflow on the way.
+        scale: What gradients are multiplied by on their way, and divided by at its end, for the sake of half precision:
+            that of the optimizer, which lowers it where they overflow.
 
     Returns:
         The total, a scalar that can be differentiated once; and the losses of every pass, (N,), which cannot.
     """
-    scale = _HALF_PRECISION_SCALE if half_precision else 1.0
+
+    def unscaled(gradient: tf.Tensor) -> tf.Tensor:
+        return gradient / tf.cast(scale, gradient.dtype)
 
     @tf.custom_gradient
     def compute(*masks: tf.Tensor) -> tuple[tuple[tf.Tensor, ...], Callable[..., Any]]:
@@ -52,14 +53,14 @@ def total_at_once(passes: Sequence[MaskedPass], half_precision: bool = False) ->
                 tape.watch(mask)
                 loss = one.loss(mask)
                 counted = tf.reduce_sum(tf.stop_gradient(one.share) * tf.cast(loss, one.share.dtype))
-                scaled = counted * scale
+                scaled = counted * tf.cast(scale, counted.dtype)
             variables = tape.watched_variables()
             of_mask, *found = tape.gradient(scaled, [mask, *variables])
-            of_masks.append(tf.zeros_like(mask) if of_mask is None else of_mask / scale)
+            of_masks.append(tf.zeros_like(mask) if of_mask is None else unscaled(of_mask))
             for variable, gradient in zip(variables, found, strict=True):
                 if gradient is not None:
                     known, key = of_variables.get(variable.ref()), variable.ref()
-                    of_variables[key] = gradient / scale if known is None else known + gradient / scale
+                    of_variables[key] = unscaled(gradient) if known is None else known + unscaled(gradient)
             total += counted
             losses.append(tf.stop_gradient(loss))
 

@@ -72,9 +72,9 @@ class CausalClassifier(keras.Model):
     drawn anew in every step, which has the mean over its labels as its expectation; an image without any label has the
     classification loss alone.
 
-    Under a `tf.distribute` strategy the terms of all replicas add up to what one replica would have with the whole
-    batch. Logits are float32 in the losses under mixed precision, too. It is not compiled with XLA, which drops the
-    checks inside a step.
+    Under a `tf.distribute` strategy the terms of replicas with equal parts of the batch add up to what one replica
+    would have with the whole batch. Logits are float32 in the losses under mixed precision, too. It is not compiled
+    with XLA, which drops the checks inside a step. `export` exports the backbone.
 
     Args:
         backbone: A functional or built Sequential classifier of images (N, height, width, channels) or volumes (N,
@@ -116,7 +116,7 @@ class CausalClassifier(keras.Model):
         require_epochs("warm_up_epochs", warm_up_epochs)
         require_epochs("ramp_epochs", ramp_epochs)
         # Under mixed precision Keras scales the loss if this model, and not only the backbone, has that policy.
-        super().__init__(**{"dtype": backbone.dtype_policy, **kwargs})
+        super().__init__(**{"dtype": keras_api.training_policy(backbone), **kwargs})
         self.backbone = backbone
         self.graph = graph
         self.head: Head = head
@@ -129,6 +129,7 @@ class CausalClassifier(keras.Model):
         self.parameters: dict[str, Parameter] = {}
         self.left_out: set[str] = set()
         self._ramp = tf.Variable(1.0, trainable=False, name="ramp")
+        self._first_batch = tf.Variable(True, trainable=False, name="first_batch")
         self._with_terms = warm_up_epochs == 0
 
     def keeps(self, layer: Any) -> bool:
@@ -152,7 +153,7 @@ class CausalClassifier(keras.Model):
 
     @property
     def least_batch(self) -> tuple[int, str]:
-        """The fewest images of a training batch, and why."""
+        """The fewest images that a replica needs of a training batch, and why."""
         trained = any(
             isinstance(operation.layer, keras.layers.BatchNormalization)
             and operation.layer.trainable
@@ -261,6 +262,9 @@ class CausalClassifier(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of training; `fit` calls it."""
+        if not self.trainable_weights:
+            remedy = "Set `trainable` of the backbone, or of some of its layers, and compile again."
+            raise InvalidArgument(message("backbone", "weights that can be trained", "none", remedy))
         images, targets, sample_weight = self._unpack(data, training=True)
         with tf.GradientTape() as tape:
             terms = self.objective if self._with_terms else partial(CausalClassifier.objective, self)
@@ -300,14 +304,22 @@ class CausalClassifier(keras.Model):
             TrainingDiverged: The loss is no longer finite, or a term has run away. The trainable weights are those of
                 the last good step.
         """
-        if self.warm_up_epochs or self.ramp_epochs:
-            begin = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: self._begin_epoch(epoch))
-            if isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks.callbacks.insert(0, begin)
-            else:
-                callbacks = [begin, *(keras.tree.flatten(callbacks) if callbacks else [])]
-        with plain_errors():
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+        self._first_batch.assign(True)
+        own = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: self._begin_epoch(epoch),
+            on_train_batch_end=lambda batch, logs: self._first_batch.assign(False) if batch == 0 else None,
+        )
+        given = callbacks if isinstance(callbacks, keras.callbacks.CallbackList) else None
+        if given is not None:
+            given.callbacks.insert(0, own)
+        else:
+            callbacks = [own, *(keras.tree.flatten(callbacks) if callbacks else [])]
+        try:
+            with plain_errors():
+                return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+        finally:
+            if given is not None:
+                given.callbacks.remove(own)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate like `keras.Model.evaluate`; errors as for `fit`."""
@@ -316,6 +328,7 @@ class CausalClassifier(keras.Model):
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Train on one batch like `keras.Model.train_on_batch`; errors as for `fit`."""
+        self._first_batch.assign(True)
         with plain_errors():
             return super().train_on_batch(*args, **kwargs)
 
@@ -324,16 +337,25 @@ class CausalClassifier(keras.Model):
         with plain_errors():
             return super().test_on_batch(*args, **kwargs)
 
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Export the backbone like `keras.Model.export`: what answers needs nothing of the training."""
+        return self.backbone.export(*args, **kwargs)
+
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
+        """The arguments of the constructor, and the present values of the parameters."""
         own = {name: getattr(self, name) for name in ("multi_label", "warm_up_epochs", "ramp_epochs")}
+        own["parameters"] = {name: float(parameter.variable) for name, parameter in self.parameters.items()}
         return {**super().get_config(), **own, "backbone": keras.saving.serialize_keras_object(self.backbone)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> CausalClassifier:
         """Build the model from what :meth:`get_config` gave."""
         backbone = keras.saving.deserialize_keras_object(config["backbone"], custom_objects=custom_objects)
-        return cls(**{**config, "backbone": backbone})
+        arguments = {name: value for name, value in config.items() if name != "parameters"}
+        model = cls(**{**arguments, "backbone": backbone})
+        for name, value in config.get("parameters", {}).items():
+            model.set_parameter(name, value)
+        return model
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         keras_api.symbolic_build(self, iterator, data_batch)
@@ -341,7 +363,8 @@ class CausalClassifier(keras.Model):
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         if data_batch is not None:
             images, y, sample_weight = keras_api.unpack(data_batch)
-            data_batch = (images, y["label"] if isinstance(y, dict) and "label" in y else y, sample_weight)
+            y = y["label"] if isinstance(y, dict) and "label" in y else y
+            data_batch = (images, y, _of_label(sample_weight))
         super()._symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def _begin_epoch(self, epoch: int) -> None:
@@ -361,14 +384,15 @@ class CausalClassifier(keras.Model):
         checks += [*shape_checks, require_finite(images, "x", InvalidArgument)]
         if training:
             checks += self._check_batch(tf.shape(images)[0])
+        sample_weight = _of_label(sample_weight)
         if sample_weight is not None:
-            sample_weight = tf.convert_to_tensor(sample_weight)
+            sample_weight = tf.cast(sample_weight, tf.float32)
             checks += require_one_each(sample_weight, "sample_weight", tf.shape(images)[0])
         with tf.control_dependencies([check for check in checks if check is not None]):
             images = tf.ensure_shape(images, self.graph.input_shape)
             if sample_weight is not None:
                 sample_weight = tf.identity(sample_weight)
-                targets = replace(targets, sample_weight=tf.cast(tf.reshape(sample_weight, (-1,)), tf.float32))
+                targets = replace(targets, sample_weight=tf.reshape(sample_weight, (-1,)))
         return images, targets, sample_weight
 
     def _random_scores(self, like: tf.Tensor) -> tf.Tensor:
@@ -395,8 +419,20 @@ class CausalClassifier(keras.Model):
         if least < 2:
             return []
         text = message("batch_size", f"at least {least}", "{}", reason)
-        enough = tf.logical_or(count >= least, self.optimizer.iterations > 0)
+        enough = tf.logical_or(count >= least, tf.logical_not(self._first_batch))
         return [require(enough, InvalidArgument, text, count)]
+
+    def _check_loss(self) -> None:
+        """The compiled loss must read the outputs as what they are."""
+        name, from_logits = keras_api.loss_description(self.loss)
+        has_logits = self.graph.output == self.graph.logits
+        if name in ("sparse_categorical_crossentropy", "categorical_crossentropy") and self.head != "multi_class":
+            expected = f"binary_crossentropy for a {self.head.replace('_', '-')} head"
+            raise InvalidArgument(message("loss", expected, name))
+        if from_logits is not None and from_logits != has_logits:
+            outputs = "logits: its head has no activation" if has_logits else "probabilities"
+            expected = f"from_logits={has_logits}, as the backbone gives {outputs}"
+            raise InvalidArgument(message("loss", expected, f"{name} with from_logits={from_logits}"))
 
     def _total_loss(
         self,
@@ -406,6 +442,7 @@ class CausalClassifier(keras.Model):
         objective: Objective,
         training: bool,
     ) -> tf.Tensor:
+        self._check_loss()
         loss = self.compute_loss(
             x=images, y=targets.label, y_pred=objective.outputs, sample_weight=sample_weight, training=training
         )
@@ -434,6 +471,11 @@ class CausalClassifier(keras.Model):
         for name, value in objective.reported.items():
             self.trackers[name].update_state(value)
         return self.compute_metrics(images, targets.label, objective.outputs, sample_weight=sample_weight)
+
+
+def _of_label(sample_weight: Any) -> Any:
+    """The sample weights: Keras gives an array of them the structure of the targets."""
+    return sample_weight.get("label") if isinstance(sample_weight, dict) else sample_weight
 
 
 def _without(results: dict[str, Any], absent: Collection[str]) -> dict[str, Any]:

@@ -126,10 +126,11 @@ def require_share(value: tf.Tensor, name: str) -> tf.Operation | None:
 
 
 def require_one_each(value: tf.Tensor, name: str, images: tf.Tensor) -> list[tf.Operation | None]:
-    """Check that there is one finite number for every image."""
+    """Check that there is one finite number of at least 0 for every image."""
     text = message(name, "one number for every image", "shape ({})")
     fits = require(tf.equal(tf.size(value), images), InvalidArgument, text, tf.shape(value))
-    return [fits, require_finite(value, name, InvalidArgument)]
+    finite, least = require_finite(value, name, InvalidArgument), tf.reduce_min(value)
+    return [fits, finite, require(least >= 0, InvalidArgument, message(name, "numbers of at least 0", "{}"), least)]
 
 
 def require_finite(value: tf.Tensor, name: str, kind: type[TfCausalError]) -> tf.Operation | None:

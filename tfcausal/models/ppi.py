@@ -179,13 +179,6 @@ class PPIModel(CausalClassifier):
         """PPI learns from labels alone."""
         return "none"
 
-    @property
-    def least_batch(self) -> tuple[int, str]:
-        """The adversarial positive needs another image."""
-        if self.has_term("adversarial_weight"):
-            return 2, "PPI masks an image with the map of another one; set adversarial_weight=0 to do without."
-        return super().least_batch
-
     def objective(self, images: tf.Tensor, targets: Targets, training: bool) -> Objective:
         """The three terms in training; in evaluation, none."""
         activations = self.graph.run(images, training)
@@ -276,13 +269,23 @@ class PPIModel(CausalClassifier):
             )
             for name in masks
         ]
-        added, losses = total_at_once(passes, half_precision=images.dtype == tf.float16)
+        added, losses = total_at_once(passes, self.optimizer.scale_loss(1.0))
         terms = {f"{name}_loss": Term(counted[name] * loss, None) for name, loss in zip(masks, losses, strict=True)}
         return terms, added
 
     def _contrast(self, logits: tf.Tensor, classes: tf.Tensor, present: tf.Tensor) -> tf.Tensor:
         loss = CONTRASTS[self.contrast](logits, classes)
         return self._limited(loss, present) if self.contrast == "negated" else loss
+
+    def _check_batch(self, count: tf.Tensor) -> list[tf.Operation | None]:
+        """The adversarial positive needs another image in the batch of all replicas."""
+        checks = super()._check_batch(count)
+        if not self.has_term("adversarial_weight"):
+            return checks
+        _, total = place_among_replicas(count)
+        reason = "PPI masks an image with the map of another one; set adversarial_weight=0 to do without."
+        enough = tf.logical_or(total >= 2, tf.logical_not(self._first_batch))
+        return [require(enough, InvalidArgument, message("batch_size", "at least 2", "{}", reason), total), *checks]
 
     def _masks_of_others(self, mask: tf.Tensor) -> tf.Tensor:
         """Of every image the mask of another one: a rotation of the whole batch, of all replicas."""
@@ -299,7 +302,7 @@ class PPIModel(CausalClassifier):
         norms = []
         for index in range(self.graph.num_classes):
             of_class = tf.one_hot(tf.fill(tf.shape(logits)[:1], index), self.graph.num_classes, dtype=logits.dtype)
-            norms.append(saliency_l1(self._maps(activations, of_class, True)))
+            norms.append(saliency_l1(without_keeping(self._maps, activations, of_class, True)))
         return tf.reduce_mean(tf.stack(norms), axis=0)
 
     def _limited(self, contrast: tf.Tensor, present: tf.Tensor) -> tf.Tensor:

@@ -73,6 +73,7 @@ def read_targets(
         present = tf.ones(tf.shape(classes), tf.float32)
     if mask is not None:
         mask = tf.convert_to_tensor(mask)
+        mask = mask if mask.dtype.is_floating else tf.cast(mask, tf.float32)
         checks += [*require_shape(mask, "y['mask']", mask_shape), require_share(mask, "y['mask']")]
         labels = outputs if mask_shape[-1] is None else 1
         checks += _require_channels(mask, labels)
@@ -154,6 +155,7 @@ def _require_channels(mask: tf.Tensor, labels: int) -> Checks:
 def _flags(has_mask: Any, images: tf.Tensor, labels: int) -> tuple[tf.Tensor, Checks]:
     """Which masks are real ones, (N,); (N, labels) where it is told for every label."""
     flags = tf.convert_to_tensor(has_mask)
+    flags = flags if flags.dtype.is_floating else tf.cast(flags, tf.float32)
     expected = "shape (N,)" if labels == 1 else f"shape (N,) or (N, {labels})"
     fits = tf.logical_or(tf.equal(tf.size(flags), images), tf.equal(tf.size(flags), labels * images))
     text = message("y['has_mask']", expected, "shape ({})")

@@ -141,10 +141,7 @@ def batch_norm_statistics(layer: Any, inputs: tf.Tensor, training: bool) -> tupl
     Those of the batch are constants: neither a map nor the parameters are differentiated through them.
     """
     if training and layer.trainable:
-        channels = layer.axis % inputs.shape.rank
-        axes = [axis for axis in range(inputs.shape.rank) if axis != channels]
-        # In float32 under mixed precision too, as Keras has it.
-        mean, variance = tf.nn.moments(tf.cast(inputs, layer.variable_dtype), axes)
+        mean, variance = keras_api.batch_moments(layer, inputs)
         return tf.stop_gradient(mean), tf.stop_gradient(variance)
     return tf.convert_to_tensor(layer.moving_mean), tf.convert_to_tensor(layer.moving_variance)
 
