@@ -22,7 +22,7 @@ import tensorflow as tf
 from tfcausal import distributed, keras_api
 from tfcausal.data.pipeline import evaluation_batches, training_batches
 from tfcausal.data.sources.textured_digits import textured_digits
-from tfcausal.errors import InvalidArgument
+from tfcausal.errors import TfCausalError
 from tfcausal.models.cfcn import CFCNModel
 from tfcausal.models.gain import GAINModel
 from tfcausal.models.ppi import PPIModel
@@ -121,13 +121,22 @@ def halves(strategy: tf.distribute.Strategy) -> dict[str, Any]:
 
 def bad_image(strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """An image with a NaN, in the part of the second replica."""
-    with strategy.scope():
-        model = built("cfcn", None)
     images, y = arrays(masked=True, count=BATCH)
     images[-1] = np.nan
+    return refused(strategy, images, y)
+
+
+def empty_part(strategy: tf.distribute.Strategy) -> dict[str, Any]:
+    """A batch of one image, none of which is left for the second replica."""
+    return refused(strategy, *arrays(masked=True, count=1))
+
+
+def refused(strategy: tf.distribute.Strategy, images: np.ndarray, y: Any) -> dict[str, Any]:
+    with strategy.scope():
+        model = built("cfcn", None)
     try:
         model.fit(images, y, batch_size=BATCH, shuffle=False, verbose=0)
-    except InvalidArgument as error:
+    except TfCausalError as error:
         return {"error": str(error)}
     return {}
 
@@ -144,13 +153,15 @@ def replica_context(strategy: tf.distribute.Strategy) -> dict[str, Any]:
             everything = distributed.gathered(rows)
             numbers = tf.cast(tf.range(total), tf.float32)[:, None]
             loss = tf.cast(replica + 1, tf.float32) * tf.reduce_sum(numbers * everything**2)
-        mean = tf.reduce_mean(rows)
+        mean, count = tf.reduce_mean(rows), tf.shape(rows)[0]
+        share = distributed.scaled_for_replicas(mean, count)
         return {
             "offset": offset,
             "total": total,
             "gathered": everything,
             "gradient": tape.gradient(loss, rows),
-            "share": distributed.scaled_for_replicas(mean, tf.shape(rows)[0]),
+            "share": share,
+            "mean": distributed.unscaled_for_replicas(share, count),
             "of_none": distributed.scaled_for_replicas(mean / 0.0 * 0.0, tf.zeros_like(offset)),
             "equal": distributed.scaled_for_replicas(mean),
             "moments": keras_api.batch_moments(layer, rows),
@@ -173,7 +184,7 @@ def rows_of_all() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(5, 2)).astype("float32")
 
 
-SPECIAL = {"halves": halves, "bad_image": bad_image, "replica_context": replica_context}
+SPECIAL = {"halves": halves, "bad_image": bad_image, "empty_part": empty_part, "replica_context": replica_context}
 
 
 def main() -> None:
@@ -188,7 +199,7 @@ def main() -> None:
     for scenario in scenarios:
         results[scenario] = {}
         for place, strategy in places.items():
-            if scenario not in ("replica_context", "bad_image") or place == "several":
+            if scenario not in ("replica_context", "bad_image", "empty_part") or place == "several":
                 run = SPECIAL.get(scenario)
                 results[scenario][place] = run(strategy) if run else train(scenario, strategy)
     Path(output).write_bytes(pickle.dumps(results))

@@ -136,6 +136,32 @@ def scaled_for_replicas(loss: tf.Tensor, count: tf.Tensor | None = None) -> tf.T
     return tf.math.multiply_no_nan(loss, tf.math.divide_no_nan(tf.cast(count, loss.dtype), tf.cast(total, loss.dtype)))
 
 
+def unscaled_for_replicas(loss: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """The mean over the samples of this replica of which :func:`scaled_for_replicas` gave the share; 0 without samples.
+
+    Args:
+        loss: The share of this replica.
+        count: Number of samples of this replica, an integer scalar.
+
+    Example:
+        >>> float(unscaled_for_replicas(tf.constant(3.0), tf.constant(4)))
+        3.0
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return loss
+    _, total = place_among_replicas(count)
+    return tf.math.divide_no_nan(loss * tf.cast(total, loss.dtype), tf.cast(count, loss.dtype))
+
+
+def takes_empty_parts() -> bool:
+    """Whether a replica can run a convolution on no samples, which it gets where a batch has fewer than replicas.
+
+    On CPUs it fails: the convolutions of oneDNN give an empty tensor of a wrong shape (TensorFlow 2.21).
+    """
+    on_cpu = any("CPU" in device for device in tf.distribute.get_strategy().extended.worker_devices)
+    return not on_cpu or os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0"
+
+
 def gathered(tensor: tf.Tensor) -> tf.Tensor:
     """The tensors of all replicas, one after the other along axis 0, in the order of the replicas.
 

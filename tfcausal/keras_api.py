@@ -372,7 +372,12 @@ def apply_gradients(model: Any, tape: tf.GradientTape, loss: tf.Tensor) -> None:
     with tape:
         scaled = model.optimizer.scale_loss(loss)
     weights = model.trainable_weights
-    model.optimizer.apply_gradients(zip(tape.gradient(scaled, weights), weights, strict=True))
+    gradients = tape.gradient(scaled, weights)
+    # What is computed again for a gradient reads weights late. TensorFlow orders these reads before the updates; its
+    # graph optimisation loses that order unless the updates wait for all gradients.
+    with tf.control_dependencies([gradient for gradient in gradients if gradient is not None]):
+        complete = [None if gradient is None else tf.identity(gradient) for gradient in gradients]
+    model.optimizer.apply_gradients(zip(complete, weights, strict=True))
 
 
 def rebuild_train_function(model: Any) -> None:

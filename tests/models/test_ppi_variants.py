@@ -403,6 +403,20 @@ def test_compiled_step_follows_the_same_gradients(images, labels, saliency, norm
     assert_same_step(found, expected)
 
 
+@pytest.mark.parametrize("saliency", ["wbp", "lrp.epsilon_plus"])
+def test_no_gradient_sees_a_weight_that_the_step_has_updated(images, labels, saliency):
+    """The map is computed again when it is differentiated: by then, another weight could have moved already."""
+    _, expected = step(compiled(PPIModel(network(), saliency=saliency)), images, labels)
+    model = compiled(PPIModel(network(), saliency=saliency), run_eagerly=False)
+    weights = model.get_weights()
+    for _ in range(30):
+        model.set_weights(weights)
+        model.optimizer.iterations.assign(0)
+        _, followed = step(model, images, labels)
+        for own, gradient in zip(followed, expected, strict=True):
+            np.testing.assert_allclose(own, gradient, rtol=1e-4, atol=1e-5)
+
+
 SALIENCIES: list[dict[str, Any]] = [
     {"saliency": "wbp"},
     {"saliency": "wbp", "regularised": "all_classes", "contrast": "probability"},
