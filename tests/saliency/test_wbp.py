@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tfcausal.errors import InvalidArgument, UnsupportedOperation
 from tfcausal.graph import OperationGraph
+from tfcausal.saliency import wbp_rules
 from tfcausal.saliency.propagation import check
 from tfcausal.saliency.wbp import RULES, WBP, weight_back_propagation
 
@@ -127,7 +128,15 @@ def test_decomposition_of_a_model_of_mixed_precision():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_maps_are_differentiable_with_respect_to_every_weight(training):
+def test_maps_are_differentiable_with_respect_to_every_weight(training, monkeypatch):
+    """In training, the statistics that the map has of the batch are constants: those of the first pass."""
+    first = {}
+
+    def of_first_pass(layer, inputs, training):
+        return first.setdefault(layer.name, original_statistics(layer, inputs, training))
+
+    original_statistics = wbp_rules.batch_norm_statistics
+    monkeypatch.setattr(wbp_rules, "batch_norm_statistics", of_first_pass)
     model = every_layer("float64", dropout_seed=4)
     graph = OperationGraph(model)
     rng = np.random.default_rng(5)
