@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from tfcausal import keras_api
-from tfcausal.distributed import place_among_replicas, scaled_for_replicas
+from tfcausal.distributed import place_among_replicas, scaled_for_replicas, takes_empty_parts, unscaled_for_replicas
 from tfcausal.errors import InvalidArgument, TrainingDiverged, message
 from tfcausal.graph import Activations, OperationGraph
 from tfcausal.models.checks import (
@@ -193,7 +193,8 @@ class CausalClassifier(keras.Model):
     def shares(self, targets: Targets) -> tf.Tensor:
         """What every sample counts in the mean over the batch of all replicas, its sample weight included, (N,)."""
         weights = targets.present if targets.sample_weight is None else targets.present * targets.sample_weight
-        return scaled_for_replicas(weights / tf.cast(tf.shape(weights)[0], weights.dtype))
+        count = tf.shape(weights)[0]
+        return scaled_for_replicas(weights / tf.cast(count, weights.dtype), count)
 
     def frozen_batch_norms(self, activations: Activations) -> dict[int, Callable[[tf.Tensor], tf.Tensor]]:
         """Stand-ins for the batch normalisations that use the statistics of a training pass as constants.
@@ -357,6 +358,9 @@ class CausalClassifier(keras.Model):
             model.set_parameter(name, value)
         return model
 
+    def _get_metrics_result_or_logs(self, logs: Any) -> Any:
+        return keras_api.results_of_epoch(self, logs)
+
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         keras_api.symbolic_build(self, iterator, data_batch)
 
@@ -382,6 +386,7 @@ class CausalClassifier(keras.Model):
         targets, checks = read_targets(y, self.head, self.graph.num_classes, self.mask_shape, scores)
         self._check_mask_use(targets, training)
         checks += [*shape_checks, require_finite(images, "x", InvalidArgument)]
+        checks += self._check_part(tf.shape(images)[0], training)
         if training:
             checks += self._check_batch(tf.shape(images)[0])
         sample_weight = _of_label(sample_weight)
@@ -422,6 +427,19 @@ class CausalClassifier(keras.Model):
         enough = tf.logical_or(count >= least, tf.logical_not(self._first_batch))
         return [require(enough, InvalidArgument, text, count)]
 
+    def _check_part(self, count: tf.Tensor, training: bool) -> list[tf.Operation | None]:
+        """Refuse a batch that leaves a replica without images where that cannot be computed."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        without_statistics = training and self.least_batch[0] > 1
+        if replicas == 1 or (takes_empty_parts() and not without_statistics):
+            return []
+        remedy = (
+            f"Drop the rest of an epoch, or choose a batch size that leaves 0 images for it, or {replicas} or more."
+        )
+        expected = f"an image for each of the {replicas} replicas"
+        text = message("batch_size", expected, "a batch without one for some of them", remedy)
+        return [require(count > 0, InvalidArgument, text, count)]
+
     def _check_loss(self) -> None:
         """The compiled loss must read the outputs as what they are."""
         name, from_logits = keras_api.loss_description(self.loss)
@@ -446,15 +464,16 @@ class CausalClassifier(keras.Model):
         loss = self.compute_loss(
             x=images, y=targets.label, y_pred=objective.outputs, sample_weight=sample_weight, training=training
         )
-        self.trackers["classification_loss"].update_state(
-            keras_api.unscaled_loss(loss), sample_weight=tf.shape(images)[0]
-        )
+        count = tf.shape(images)[0]
+        mean = keras_api.unscaled_loss(loss)
+        self.trackers["classification_loss"].update_state(mean, sample_weight=count)
+        loss = scaled_for_replicas(mean, count)
         for name, term in objective.terms.items():
             values = term.loss
             if sample_weight is not None:
                 values *= tf.cast(tf.reshape(sample_weight, (-1,)), values.dtype)
             if term.weight is not None:
-                mean = scaled_for_replicas(tf.cast(tf.reduce_mean(values), loss.dtype))
+                mean = scaled_for_replicas(tf.cast(tf.reduce_mean(values), loss.dtype), count)
                 loss += tf.cast(term.weight, loss.dtype) * mean
             self.trackers[name].update_state(values)
         return loss if objective.added is None else loss + tf.cast(objective.added, loss.dtype)
@@ -467,7 +486,8 @@ class CausalClassifier(keras.Model):
         objective: Objective,
         loss: tf.Tensor,
     ) -> dict[str, Any]:
-        keras_api.track_loss(self, keras_api.unscaled_loss(loss), tf.shape(images)[0])
+        count = tf.shape(images)[0]
+        keras_api.track_loss(self, unscaled_for_replicas(loss, count), count)
         for name, value in objective.reported.items():
             self.trackers[name].update_state(value)
         return self.compute_metrics(images, targets.label, objective.outputs, sample_weight=sample_weight)

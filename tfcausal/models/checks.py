@@ -94,6 +94,11 @@ def plain_errors() -> Iterator[None]:
             raise
         kind, text, value = found.groups()
         raise _ERRORS[kind](text.replace("\\'", "'").replace("{}", value)) from None
+    except (tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.UnavailableError) as error:
+        if "Collective ops" not in error.message:
+            raise
+        text = "Training was stopped: another worker has failed or ended; its log says why. Start all workers again."
+        raise TfCausalError(text) from None
 
 
 def received_shape(value: tf.Tensor) -> tuple[str, str]:
