@@ -11,7 +11,6 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tfcausal import distributed, keras_api
 from tfcausal.data.pipeline import evaluation_batches, training_batches
 from tfcausal.data.sources.textured_digits import textured_digits
 from tfcausal.errors import TfCausalError
+from tfcausal.models.base import CausalClassifier
 from tfcausal.models.cfcn import CFCNModel
 from tfcausal.models.gain import GAINModel
 from tfcausal.models.ppi import PPIModel
@@ -31,7 +31,7 @@ from tfcausal.models.rrr import RRRModel
 L = keras.layers
 BATCH = 8
 METHODS: dict[str, Callable[[keras.Model], keras.Model]] = {
-    "plain": lambda backbone: backbone,
+    "plain": lambda backbone: CausalClassifier(backbone) if "TF_CONFIG" in os.environ else backbone,
     "ppi": lambda backbone: PPIModel(backbone, sharpness=10.0),
     "cfcn": CFCNModel,
     "gain": lambda backbone: GAINModel(backbone, supervision_weight=10.0),
@@ -94,15 +94,13 @@ def train(scenario: str, strategy: tf.distribute.Strategy) -> dict[str, Any]:
             "history": model.fit(**tested, epochs=2, shuffle=False, verbose=0).history,
             "weights": model.get_weights(),
         }
-    with keras_api.steps_of_several_workers(model) if method == "plain" else nullcontext():
-        history = model.fit(**data, epochs=2, shuffle=False, verbose=0).history
-        evaluation = model.evaluate(**tested, verbose=0, return_dict=True)
+    history = model.fit(**data, epochs=2, shuffle=False, verbose=0).history
+    evaluation = model.evaluate(**tested, verbose=0, return_dict=True)
     return {
         "weights": model.get_weights(),
         "history": history,
         "evaluation": evaluation,
         "predictions": model.predict(images, batch_size=None if digits else BATCH, verbose=0),
-        "own_steps": "train_step" in vars(model),
     }
 
 

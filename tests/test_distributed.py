@@ -108,8 +108,12 @@ def test_two_replicas_train_like_one(replicas, scenario):
 @pytest.mark.parametrize("scenario", ["plain", "ppi", "cfcn"])
 def test_two_workers_train_like_one_process(workers, replicas, scenario):
     for worker in workers:
-        assert_same(worker[scenario]["several"], replicas[scenario]["one"])
-        assert not worker[scenario]["several"].get("own_steps"), "the model is given its own steps back"
+        got = worker[scenario]["several"]
+        if scenario == "plain":  # trained as the CausalClassifier that it has to be here, which logs its only term
+            for logs in (got["history"], got["evaluation"]):
+                for name in [name for name in logs if name.endswith("classification_loss")]:
+                    np.testing.assert_allclose(logs.pop(name), logs[name.replace("classification_", "")], atol=1e-6)
+        assert_same(got, replicas[scenario]["one"])
 
 
 @pytest.mark.slow
@@ -237,10 +241,8 @@ def test_training_policy_is_that_of_the_layers(policy):
     assert keras_api.training_policy(cloned).name == ("mixed_float16" if policy == "mixed_float16" else "float32")
 
 
-def test_steps_are_the_models_own_without_several_workers():
+def test_logs_are_as_they_are_without_several_workers():
     model = keras.Sequential([keras.Input((2,)), L.Dense(1)])
-    with keras_api.steps_of_several_workers(model):
-        assert "train_step" not in vars(model)
     logs = {"loss": tf.constant(1.0)}
     assert keras_api.reducible_logs(model, logs) is logs
 
@@ -287,8 +289,9 @@ def test_auto_goes_on_alone_with_a_cluster_of_one(monkeypatch):
 def test_bad_strategies(arguments, text, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     tf.config.list_logical_devices()
-    if tf.config.list_physical_devices("GPU"):
-        pytest.skip("this machine has a GPU")
+    for name in ("list_physical_devices", "list_logical_devices"):
+        listed = getattr(tf.config, name)
+        monkeypatch.setattr(tf.config, name, lambda kind=None, listed=listed: [] if kind == "GPU" else listed(kind))
     with pytest.raises(InvalidArgument, match=text):
         distributed.choose_strategy(*arguments)
 

@@ -106,7 +106,7 @@ def test_ends_with_activation(layer, expected):
     assert keras_api.ends_with_activation(layer()) is expected
 
 
-@pytest.mark.parametrize("name", keras_api._ACTIVATION_LAST.split())
+@pytest.mark.parametrize("name", keras_api.layers._ACTIVATION_LAST.split())
 def test_layers_said_to_end_with_their_activation_do(name):
     rank = 1 if "1D" in name else 3 if "3D" in name else 2
     options = {"activation": "tanh", "bias_initializer": "ones"}

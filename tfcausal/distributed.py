@@ -212,6 +212,21 @@ def place_among_replicas(count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return tf.reduce_sum(counts[: context.replica_id_in_sync_group]), tf.reduce_sum(counts)
 
 
+def uniform_like(like: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+    """Uniform numbers in [0, 1) that depend on the step and on the place in the whole batch of all replicas.
+
+    Args:
+        like: A tensor (N, outputs) of the shape wanted, this replica's part.
+        step: A number, int32.
+
+    Returns:
+        Float32 (N, outputs); equal however the batch is divided among replicas.
+    """
+    offset, total = place_among_replicas(tf.shape(like)[0])
+    drawn = tf.random.stateless_uniform(tf.stack([total, tf.shape(like)[1]]), tf.stack([step, 0]))
+    return tf.ensure_shape(drawn[offset : offset + tf.shape(like)[0]], like.shape)
+
+
 def _mirrored(devices: int | None) -> tf.distribute.Strategy:
     """The GPUs of this machine, or a number of them; without GPUs, a number of logical CPU devices."""
     kind = "GPU"

@@ -265,6 +265,13 @@ def test_alpha_rises_after_the_warm_up_and_can_be_set(classifier, images, labels
         model.set_parameter("alpha", -1)
 
 
+def test_class_weights_with_masks_are_refused_in_plain_words(classifier, images, labels):
+    model = CFCNModel(classifier())
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(InvalidArgument, match=r"`class_weight`: expected None where.*as `sample_weight`"):
+        model.fit(images, y_of(labels, MASK, HAS_MASK), class_weight={0: 1.0, 1: 2.0, 2: 1.0}, verbose=0)
+
+
 def test_every_argument_is_saved(images, labels, tmp_path):
     options = {
         **{"alpha": 0.3, "variant": "F", "layer": "first", "resize": "maps", "multi_label": False},

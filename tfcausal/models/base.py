@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -11,22 +11,25 @@ import keras
 import tensorflow as tf
 
 from tfcausal import keras_api
-from tfcausal.distributed import place_among_replicas, scaled_for_replicas, takes_empty_parts, unscaled_for_replicas
+from tfcausal.distributed import scaled_for_replicas, takes_empty_parts, uniform_like, unscaled_for_replicas
 from tfcausal.errors import InvalidArgument, TrainingDiverged, message
 from tfcausal.graph import Activations, OperationGraph
 from tfcausal.models.checks import (
+    head_of,
     plain_errors,
     require,
     require_epochs,
     require_finite,
-    require_number,
+    require_images_in,
+    require_mask_use,
+    require_matching_loss,
     require_one_each,
     require_shape,
-    require_weight,
 )
+from tfcausal.models.frozen_statistics import needs_statistics
+from tfcausal.models.parameters import WithParameters
 from tfcausal.models.targets import Targets, read_targets
 from tfcausal.objectives.heads import Head, evidence_weights
-from tfcausal.saliency.linear_maps import along_channels, batch_norm_affine, batch_norm_statistics
 
 MaskUse = Literal["none", "optional", "needed"]
 
@@ -52,15 +55,7 @@ class Objective:
     added: tf.Tensor | None = None
 
 
-class Parameter(NamedTuple):
-    """A number of an objective that may change between epochs."""
-
-    variable: tf.Variable
-    expected: str
-    valid: Callable[[float], bool]
-
-
-class CausalClassifier(keras.Model):
+class CausalClassifier(WithParameters):
     """A classifier that is trained with more than its classification loss.
 
     It is compiled, trained, evaluated and used for prediction like any Keras model; the targets may be labels, or a
@@ -72,8 +67,8 @@ class CausalClassifier(keras.Model):
     drawn anew in every step, which has the mean over its labels as its expectation; an image without any label has the
     classification loss alone.
 
-    Under a `tf.distribute` strategy the terms of replicas with equal parts of the batch add up to what one replica
-    would have with the whole batch. Logits are float32 in the losses under mixed precision, too. It is not compiled
+    Under a `tf.distribute` strategy the terms of the replicas add up to what one replica would have with the whole
+    batch, however unequal their parts. Logits are float32 in the losses under mixed precision, too. It is not compiled
     with XLA, which drops the checks inside a step. `export` exports the backbone.
 
     Args:
@@ -111,8 +106,8 @@ class CausalClassifier(keras.Model):
         **kwargs: Any,
     ) -> None:
         graph = OperationGraph(backbone, keep=self.keeps, in_training=True)
-        _check_backbone(graph)
-        head = _head(graph, multi_label)
+        require_images_in(graph)
+        head = head_of(graph, multi_label)
         require_epochs("warm_up_epochs", warm_up_epochs)
         require_epochs("ramp_epochs", ramp_epochs)
         # Under mixed precision Keras scales the loss if this model, and not only the backbone, has that policy.
@@ -126,9 +121,6 @@ class CausalClassifier(keras.Model):
         self.supports_jit = False
         self.built = True
         self.trackers = {name: keras.metrics.Mean(name=name) for name in ("classification_loss", *self.reported)}
-        self.parameters: dict[str, Parameter] = {}
-        self.left_out: set[str] = set()
-        self._ramp = tf.Variable(1.0, trainable=False, name="ramp")
         self._first_batch = tf.Variable(True, trainable=False, name="first_batch")
         self._with_terms = warm_up_epochs == 0
 
@@ -154,13 +146,8 @@ class CausalClassifier(keras.Model):
     @property
     def least_batch(self) -> tuple[int, str]:
         """The fewest images that a replica needs of a training batch, and why."""
-        trained = any(
-            isinstance(operation.layer, keras.layers.BatchNormalization)
-            and operation.layer.trainable
-            and operation.trains(True)
-            for operation in self.graph.operations
-        )
-        return (2, "Batch normalisation needs the statistics of several images.") if trained else (1, "")
+        reason = "Batch normalisation needs the statistics of several images."
+        return (2, reason) if needs_statistics(self.graph) else (1, "")
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """The backbone's output."""
@@ -195,71 +182,6 @@ class CausalClassifier(keras.Model):
         weights = targets.present if targets.sample_weight is None else targets.present * targets.sample_weight
         count = tf.shape(weights)[0]
         return scaled_for_replicas(weights / tf.cast(count, weights.dtype), count)
-
-    def frozen_batch_norms(self, activations: Activations) -> dict[int, Callable[[tf.Tensor], tf.Tensor]]:
-        """Stand-ins for the batch normalisations that use the statistics of a training pass as constants.
-
-        Passes on changed images run with them, by `graph.run(images, training, replace)`: they neither have statistics
-        of their own nor move the averages.
-        """
-        frozen: dict[int, Callable[[tf.Tensor], tf.Tensor]] = {}
-        for operation in self.graph.operations:
-            if isinstance(operation.layer, keras.layers.BatchNormalization):
-                inputs, trains = activations[operation.inputs[0]], operation.trains(True)
-                statistics = batch_norm_statistics(operation.layer, inputs, trains)
-                constants = [tf.stop_gradient(value) for value in statistics]
-                frozen[operation.output] = partial(_with_statistics, operation.layer, *constants)
-        return frozen
-
-    def add_parameter(self, name: str, value: float, expected: str, valid: Callable[[float], bool]) -> None:
-        """Make a number of the objective one that may change between epochs without the step being traced anew.
-
-        Args:
-            name: Its name.
-            value: Its first value.
-            expected: Which values are valid, in words.
-            valid: Whether a value is valid.
-        """
-        require_number(name, value, expected, valid)
-        self.parameters[name] = Parameter(tf.Variable(float(value), trainable=False, name=name), expected, valid)
-
-    def add_weight_of_term(self, name: str, value: float, term: str) -> None:
-        """Make the weight of a term a parameter; a term of weight 0 is left out of steps and logs for good."""
-        require_weight(name, value)
-        if value == 0:
-            self.left_out.add(term)
-        else:
-            self.add_parameter(name, value, "a finite number of at least 0", lambda number: 0 <= number < float("inf"))
-
-    def set_parameter(self, name: str, value: float) -> None:
-        """Change a number of the objective for the steps to come; schedules do it between epochs.
-
-        Args:
-            name: One of `parameters`.
-            value: The new value.
-
-        Raises:
-            InvalidArgument: There is no such parameter, or the value is out of its range.
-        """
-        if name not in self.parameters:
-            known = ", ".join(self.parameters) or "nothing: this model has no parameters"
-            remedy = "A term whose weight is 0 in the constructor is left out; give it a weight there."
-            raise InvalidArgument(message("name", f"one of {known}", repr(name), remedy))
-        parameter = self.parameters[name]
-        require_number(name, value, parameter.expected, parameter.valid)
-        parameter.variable.assign(float(value))
-
-    def has_term(self, weight: str) -> bool:
-        """Whether the term with this weight takes part."""
-        return weight in self.parameters
-
-    def parameter(self, name: str, dtype: tf.DType = tf.float32) -> tf.Tensor:
-        """The present value of a parameter, inside a step."""
-        return tf.cast(self.parameters[name].variable, dtype)
-
-    def weight(self, name: str) -> tf.Tensor:
-        """The present weight of a term, with its share of the ramp."""
-        return self.parameter(name) * self._ramp
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One step of training; `fit` calls it."""
@@ -402,21 +324,10 @@ class CausalClassifier(keras.Model):
 
     def _random_scores(self, like: tf.Tensor) -> tf.Tensor:
         """Uniform numbers that depend on the step and on the place in the whole batch of all replicas."""
-        offset, total = place_among_replicas(tf.shape(like)[0])
-        step = tf.cast(self.optimizer.iterations, tf.int32)
-        drawn = tf.random.stateless_uniform(tf.stack([total, tf.shape(like)[1]]), tf.stack([step, 0]))
-        return tf.ensure_shape(drawn[offset : offset + tf.shape(like)[0]], like.shape)
+        return uniform_like(like, tf.cast(self.optimizer.iterations, tf.int32))
 
     def _check_mask_use(self, targets: Targets, training: bool) -> None:
-        name = type(self).__name__
-        if targets.mask is not None and self.mask_use == "none":
-            remedy = "Pass the labels alone."
-            raise InvalidArgument(message("y", f"labels alone: {name} uses no masks", "a dict with `mask`", remedy))
-        if targets.mask is None and self.mask_use == "needed" and training:
-            expected = (
-                f"a dict of `label`, `mask` and `has_mask` (0 for an image without a mask): {name} learns from masks"
-            )
-            raise InvalidArgument(message("y", expected, "labels alone", "Without masks, train a plain Keras model."))
+        require_mask_use(type(self).__name__, self.mask_use, targets.mask is not None, training)
 
     def _check_batch(self, count: tf.Tensor) -> list[tf.Operation | None]:
         """Refuse batches that are too small as such; a smaller rest at the end of an epoch is another matter."""
@@ -433,24 +344,10 @@ class CausalClassifier(keras.Model):
         without_statistics = training and self.least_batch[0] > 1
         if replicas == 1 or (takes_empty_parts() and not without_statistics):
             return []
-        remedy = (
-            f"Drop the rest of an epoch, or choose a batch size that leaves 0 images for it, or {replicas} or more."
-        )
+        remedy = f"Drop the rest of an epoch, or choose a batch size that leaves none, or {replicas} or more."
         expected = f"an image for each of the {replicas} replicas"
         text = message("batch_size", expected, "a batch without one for some of them", remedy)
         return [require(count > 0, InvalidArgument, text, count)]
-
-    def _check_loss(self) -> None:
-        """The compiled loss must read the outputs as what they are."""
-        name, from_logits = keras_api.loss_description(self.loss)
-        has_logits = self.graph.output == self.graph.logits
-        if name in ("sparse_categorical_crossentropy", "categorical_crossentropy") and self.head != "multi_class":
-            expected = f"binary_crossentropy for a {self.head.replace('_', '-')} head"
-            raise InvalidArgument(message("loss", expected, name))
-        if from_logits is not None and from_logits != has_logits:
-            outputs = "logits: its head has no activation" if has_logits else "probabilities"
-            expected = f"from_logits={has_logits}, as the backbone gives {outputs}"
-            raise InvalidArgument(message("loss", expected, f"{name} with from_logits={from_logits}"))
 
     def _total_loss(
         self,
@@ -460,7 +357,7 @@ class CausalClassifier(keras.Model):
         objective: Objective,
         training: bool,
     ) -> tf.Tensor:
-        self._check_loss()
+        require_matching_loss(self.loss, self.head, self.graph.output == self.graph.logits)
         loss = self.compute_loss(
             x=images, y=targets.label, y_pred=objective.outputs, sample_weight=sample_weight, training=training
         )
@@ -500,55 +397,3 @@ def _of_label(sample_weight: Any) -> Any:
 
 def _without(results: dict[str, Any], absent: Collection[str]) -> dict[str, Any]:
     return {name: value for name, value in results.items() if name not in absent}
-
-
-def _check_backbone(graph: OperationGraph) -> None:
-    expected = received = ""
-    if len(graph.inputs) != 1:
-        expected, received = "a classifier with one input", f"{len(graph.inputs)} inputs"
-    elif len(graph.input_shape) not in (4, 5):
-        expected = "a classifier of images (N, height, width, channels) or volumes"
-        received = f"inputs {graph.input_shape}"
-    for operation in graph.operations:
-        if getattr(operation.layer, "data_format", None) == "channels_first":
-            expected, received = "layers with the channels last", f"channels first in `{operation.path}`"
-        if getattr(operation.layer, "activity_regularizer", None) is not None:
-            expected, received = "layers without an activity regulariser", f"one in `{operation.path}`"
-    if expected:
-        raise InvalidArgument(message("backbone", expected, received))
-
-
-def _head(graph: OperationGraph, multi_label: bool | None) -> Head:
-    """What the units of the head stand for."""
-    if multi_label not in (None, True, False):
-        raise InvalidArgument(message("multi_label", "True, False or None", repr(multi_label)))
-    last = graph.producer(graph.output)
-    split = graph.output != graph.logits and last is not None
-    softmax = split and last is not None and keras_api.is_softmax(last.layer)
-    units = graph.num_classes
-    if units == 1 and softmax:
-        raise InvalidArgument(message("backbone", "one unit with a sigmoid, or several", "a softmax over one unit"))
-    if units == 1:
-        if multi_label:
-            raise InvalidArgument(message("multi_label", "None with one unit, a binary head", "True"))
-        return "binary"
-    found: bool | None = None if not split else not softmax
-    if None not in (multi_label, found) and multi_label != found:
-        name = "sigmoid" if found else "softmax"
-        remedy = f"Leave it out, or give the backbone a {'softmax' if found else 'sigmoid'}."
-        raise InvalidArgument(message("multi_label", f"{found} for a head with a {name}", repr(multi_label), remedy))
-    return "multi_label" if (found if multi_label is None else multi_label) else "multi_class"
-
-
-def _with_statistics(layer: Any, mean: tf.Tensor, variance: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-    """A batch normalisation with statistics that are given."""
-    if x.shape.rank == 4 and layer.axis % 4 == 3 and x.dtype != tf.float64:
-        # One operation that keeps nothing but its input, where the formula below keeps a product.
-        scale = tf.convert_to_tensor(layer.gamma) if layer.scale else tf.ones_like(mean)
-        offset = tf.convert_to_tensor(layer.beta) if layer.center else tf.zeros_like(mean)
-        parameters = {"scale": scale, "offset": offset, "mean": mean, "variance": variance}
-        parameters = {name: tf.cast(value, tf.float32) for name, value in parameters.items()}
-        return tf.raw_ops.FusedBatchNormV3(x=x, **parameters, epsilon=layer.epsilon, is_training=False).y
-    affine = batch_norm_affine(layer, mean, variance)
-    gain, shift = (tf.cast(along_channels(layer, value, x.shape.rank), x.dtype) for value in affine)
-    return x * gain + shift

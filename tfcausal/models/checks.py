@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfcausal import keras_api
 from tfcausal.errors import InvalidArgument, TfCausalError, TrainingDiverged, message
+from tfcausal.graph import OperationGraph
+from tfcausal.objectives.heads import Head
 
 _ERRORS = {kind.__name__: kind for kind in (InvalidArgument, TrainingDiverged)}
 
@@ -94,6 +97,12 @@ def plain_errors() -> Iterator[None]:
             raise
         kind, text, value = found.groups()
         raise _ERRORS[kind](text.replace("\\'", "'").replace("{}", value)) from None
+    except ValueError as error:
+        if not str(error).startswith("`class_weight` is only supported"):
+            raise
+        remedy = "Pass the class's weight of every image as `sample_weight`."
+        expected = "None where the targets are a dict of label and mask"
+        raise InvalidArgument(message("class_weight", expected, "weights", remedy)) from None
     except (tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.UnavailableError) as error:
         if "Collective ops" not in error.message:
             raise
@@ -146,3 +155,64 @@ def require_finite(value: tf.Tensor, name: str, kind: type[TfCausalError]) -> tf
     else:
         text = message(name, "finite values", "{} values that are NaN or infinite", "Clean the data.")
     return require(tf.equal(bad, 0), kind, text, bad)
+
+
+def require_images_in(graph: OperationGraph) -> None:
+    """A backbone takes one input, images or volumes with the channels last, and adds nothing to the loss itself."""
+    expected = received = ""
+    if len(graph.inputs) != 1:
+        expected, received = "a classifier with one input", f"{len(graph.inputs)} inputs"
+    elif len(graph.input_shape) not in (4, 5):
+        expected = "a classifier of images (N, height, width, channels) or volumes"
+        received = f"inputs {graph.input_shape}"
+    for operation in graph.operations:
+        if getattr(operation.layer, "data_format", None) == "channels_first":
+            expected, received = "layers with the channels last", f"channels first in `{operation.path}`"
+        if getattr(operation.layer, "activity_regularizer", None) is not None:
+            expected, received = "layers without an activity regulariser", f"one in `{operation.path}`"
+    if expected:
+        raise InvalidArgument(message("backbone", expected, received))
+
+
+def head_of(graph: OperationGraph, multi_label: bool | None) -> Head:
+    """What the units of the head stand for."""
+    if multi_label not in (None, True, False):
+        raise InvalidArgument(message("multi_label", "True, False or None", repr(multi_label)))
+    last = graph.producer(graph.output)
+    split = graph.output != graph.logits and last is not None
+    softmax = split and last is not None and keras_api.is_softmax(last.layer)
+    units = graph.num_classes
+    if units == 1 and softmax:
+        raise InvalidArgument(message("backbone", "one unit with a sigmoid, or several", "a softmax over one unit"))
+    if units == 1:
+        if multi_label:
+            raise InvalidArgument(message("multi_label", "None with one unit, a binary head", "True"))
+        return "binary"
+    found: bool | None = None if not split else not softmax
+    if None not in (multi_label, found) and multi_label != found:
+        name = "sigmoid" if found else "softmax"
+        remedy = f"Leave it out, or give the backbone a {'softmax' if found else 'sigmoid'}."
+        raise InvalidArgument(message("multi_label", f"{found} for a head with a {name}", repr(multi_label), remedy))
+    return "multi_label" if (found if multi_label is None else multi_label) else "multi_class"
+
+
+def require_matching_loss(loss: Any, head: Head, has_logits: bool) -> None:
+    """The compiled loss must read the outputs as what they are."""
+    name, from_logits = keras_api.loss_description(loss)
+    if name in ("sparse_categorical_crossentropy", "categorical_crossentropy") and head != "multi_class":
+        expected = f"binary_crossentropy for a {head.replace('_', '-')} head"
+        raise InvalidArgument(message("loss", expected, name))
+    if from_logits is not None and from_logits != has_logits:
+        outputs = "logits: its head has no activation" if has_logits else "probabilities"
+        expected = f"from_logits={has_logits}, as the backbone gives {outputs}"
+        raise InvalidArgument(message("loss", expected, f"{name} with from_logits={from_logits}"))
+
+
+def require_mask_use(name: str, mask_use: str, given: bool, training: bool) -> None:
+    """Masks go to methods that learn from them, and to no others."""
+    if given and mask_use == "none":
+        remedy = "Pass the labels alone."
+        raise InvalidArgument(message("y", f"labels alone: {name} uses no masks", "a dict with `mask`", remedy))
+    if not given and mask_use == "needed" and training:
+        expected = f"a dict of `label`, `mask` and `has_mask` (0 for an image without a mask): {name} learns from masks"
+        raise InvalidArgument(message("y", expected, "labels alone", "Without masks, train a plain Keras model."))

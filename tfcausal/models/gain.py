@@ -14,6 +14,7 @@ from tfcausal.graph import Activations
 from tfcausal.interventions.masking import remove, soft_mask
 from tfcausal.models.base import CausalClassifier, MaskUse, Objective, Term
 from tfcausal.models.checks import masked_value_of
+from tfcausal.models.frozen_statistics import frozen_batch_norms
 from tfcausal.models.mask_average import over_images_with_mask
 from tfcausal.models.targets import Targets
 from tfcausal.objectives.attention_mining import attention_mining_loss, external_supervision_loss, min_max_scaled
@@ -162,7 +163,7 @@ class GAINModel(CausalClassifier):
     def _mined(self, images: tf.Tensor, targets: Targets, activations: Activations, mask: tf.Tensor) -> tf.Tensor:
         """What is left of the label's probability without the attended region, per sample."""
         masked = remove(images, tf.cast(mask, images.dtype), self.masked_value)
-        logits = self.logits(self.graph.run(masked, True, self.frozen_batch_norms(activations)))
+        logits = self.logits(self.graph.run(masked, True, frozen_batch_norms(self.graph, activations)))
         exclusive, true = choice(logits, targets.classes, self.head)
         labels = tf.one_hot(true, exclusive.shape[-1], dtype=logits.dtype)
         return attention_mining_loss(tf.nn.softmax(exclusive), labels * tf.cast(targets.present, logits.dtype)[:, None])

@@ -18,6 +18,7 @@ from tfcausal.interventions.masking import box_mask, normalised_saliency, quanti
 from tfcausal.models.at_once import MaskedPass, total_at_once
 from tfcausal.models.base import CausalClassifier, MaskUse, Objective, Term
 from tfcausal.models.checks import masked_value_of, require, require_layer_name, require_number
+from tfcausal.models.frozen_statistics import frozen_batch_norms
 from tfcausal.models.targets import Targets
 from tfcausal.objectives.contrast import CONTRASTS, cross_entropy, saliency_l1
 from tfcausal.objectives.heads import choice
@@ -237,7 +238,7 @@ class PPIModel(CausalClassifier):
 
         Their passes are differentiated at once, one after the other, for the sake of the memory.
         """
-        frozen = self.frozen_batch_norms(activations)
+        frozen = frozen_batch_norms(self.graph, activations)
 
         def of_masked(mask: tf.Tensor, objective: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
             masked = remove(images, tf.cast(mask, images.dtype), self.masked_value)
