@@ -89,7 +89,7 @@ def explanation(image: np.ndarray, saliency: np.ndarray, title: Sequence[str]) -
         b'PNG'
     """
     pictures = [_enlarged(outlined(image, None)), _enlarged(overlay(image, saliency))]
-    (width, height), font = pictures[0].size, _font(13)
+    (width, height), font = pictures[0].size, title_font(13)
     line = sum(font.getmetrics()) + 2
     top = _GAP + line * len(title)
     sheet = Image.new("RGB", (2 * width + 3 * _GAP, top + height + _GAP), "white")
@@ -113,7 +113,12 @@ def _enlarged(pixels: np.ndarray) -> Image.Image:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def title_font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of titles, which comes with matplotlib.
+
+    Args:
+        size: Height of its lines in pixels, about.
+    """
     return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 

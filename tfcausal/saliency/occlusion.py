@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import keras
@@ -9,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcausal.errors import InvalidArgument, message
-from tfcausal.graph import OperationGraph
+from tfcausal.graph import Activations, OperationGraph
 from tfcausal.saliency.arguments import check_baseline, check_integer
 from tfcausal.saliency.local_changes import Stage, Windows, changed_logits, local_segments, stages
 from tfcausal.saliency.logit_gradients import Tensors, chosen_logits
@@ -66,12 +67,45 @@ def occlusion(
     """
     clean = graph.run(inputs)
     logits, classes = chosen_logits(clean[graph.logits], classes)
-    image = inputs[position]
+
+    def lost(covered: tf.Tensor, source: tf.Tensor) -> tf.Tensor:
+        return tf.gather(logits, source) - chosen_logits(covered, tf.gather(classes, source))[0]
+
+    values = over_patches(graph, clean, position, patches, baseline, rows, followed or (), lost)
+    return over_pixels(values, patches, tf.shape(inputs[position])[1:3])
+
+
+def over_patches(
+    graph: OperationGraph,
+    clean: Activations,
+    position: int,
+    patches: tuple[Windows, Windows],
+    fill: Any,
+    rows: int,
+    followed: Sequence[Stage],
+    read: Callable[[tf.Tensor, tf.Tensor], tf.Tensor],
+) -> tf.Tensor:
+    """Cover one patch of every image after the other and read a number from the logits.
+
+    Args:
+        graph: The model's operations.
+        clean: Every tensor of the forward pass of the unchanged images.
+        position: Position of the input that is covered, (N, height, width, channels).
+        patches: The patches along height and width.
+        fill: What is put in their place, broadcasts to (N, height, width, channels).
+        rows: Covered images per forward pass.
+        followed: What is computed where the patch has an effect only, from :func:`stages`; none runs the whole model.
+        read: Takes logits (rows, classes), and which image each row is a covered copy of (rows,); gives (rows,).
+
+    Returns:
+        What was read, float32 (N, patches along the height, patches along the width).
+    """
+    image = clean[position]
     counts = [tf.size(windows.starts) for windows in patches]
     each = counts[0] * counts[1]
     total = tf.shape(image)[0] * each
     channels = image.shape[-1] or tf.shape(image)[-1]
-    fill = tf.broadcast_to(baseline, tf.stack([tf.shape(image)[0], 1, 1, channels]))
+    fill = tf.broadcast_to(fill, tf.stack([tf.shape(image)[0], 1, 1, channels]))
 
     def update(start: tf.Tensor, gathered: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
         row = tf.range(start, tf.minimum(start + rows, total))
@@ -79,25 +113,36 @@ def occlusion(
         places = number // counts[1], number % counts[1]
         shape = tf.stack([tf.size(row), patches[0].size, patches[1].size, channels])
         values = tf.broadcast_to(tf.gather(fill, source), shape)
-        covered = changed_logits(graph, clean, position, source, places, patches, values, followed or ())
-        lost = tf.gather(logits, source) - chosen_logits(covered, tf.gather(classes, source))[0]
-        return start + rows, gathered.write(start // rows, lost)
+        logits = changed_logits(graph, clean, position, source, places, patches, values, followed)
+        return start + rows, gathered.write(start // rows, read(logits, source))
 
     array = tf.TensorArray(tf.float32, size=0, dynamic_size=True, infer_shape=False, element_shape=(None,))
     _, array = tf.while_loop(lambda start, _: start < total, update, (tf.constant(0), array), parallel_iterations=1)
-    lost = tf.reshape(array.concat(), tf.stack([-1, *counts]))
-    rows_covered, columns_covered = (
-        _covered(windows, tf.shape(image)[axis]) for axis, windows in enumerate(patches, start=1)
-    )
-    totals = tf.einsum("nrc,rh,cw->nhw", lost, rows_covered, columns_covered)
-    times = tf.reduce_sum(rows_covered, 0)[:, tf.newaxis] * tf.reduce_sum(columns_covered, 0)
-    return (totals / times)[..., tf.newaxis]
+    return tf.reshape(array.concat(), tf.stack([-1, *counts]))
 
 
-def _covered(windows: Windows, length: tf.Tensor) -> tf.Tensor:
-    """Which patches (first axis) cover which pixels (second axis): 1 or 0."""
-    offsets = tf.range(length) - tf.cast(windows.starts, tf.int32)[:, tf.newaxis]
-    return tf.cast(tf.logical_and(offsets >= 0, offsets < windows.size), tf.float32)
+def over_pixels(values: tf.Tensor, patches: tuple[Windows, Windows], size: tf.Tensor) -> tf.Tensor:
+    """The mean over the patches that cover each pixel of a number per patch.
+
+    Args:
+        values: (N, patches along the height, patches along the width).
+        patches: The patches along height and width, which cover every pixel.
+        size: Height and width of the image, (2,).
+
+    Returns:
+        (N, height, width, 1).
+
+    Example:
+        >>> patches = Windows(np.array([0]), 1), Windows(np.array([0, 1]), 2)
+        >>> over_pixels(tf.constant([[[1.0, 3.0]]]), patches, tf.constant([1, 3]))[0, 0, :, 0].numpy().tolist()
+        [1.0, 2.0, 3.0]
+    """
+    covered = []
+    for axis, windows in enumerate(patches):
+        offsets = tf.range(size[axis]) - tf.cast(windows.starts, tf.int32)[:, tf.newaxis]
+        covered.append(tf.cast(tf.logical_and(offsets >= 0, offsets < windows.size), values.dtype))
+    times = tf.reduce_sum(covered[0], 0)[:, tf.newaxis] * tf.reduce_sum(covered[1], 0)
+    return (tf.einsum("nrc,rh,cw->nhw", values, *covered) / times)[..., tf.newaxis]
 
 
 class Occlusion(SpatialExplainer):
