@@ -14,7 +14,8 @@ from tfcausal import config as config_module
 from tfcausal.config import RunConfig, config_from_mapping, dump_config, load_config
 from tfcausal.errors import ConfigError
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = [path for path in SHIPPED if "models" in yaml.safe_load(path.read_text(encoding="utf-8"))]
 SECTIONS = [
     value
     for value in vars(config_module).values()
@@ -96,7 +97,12 @@ def test_shipped_configs_survive_a_round_trip(path: Path, tmp_path: Path) -> Non
 
 
 def test_the_shipped_configs_are_found() -> None:
-    assert {"quickstart", "wbc"} <= {path.stem for path in CONFIGS}
+    assert {"quickstart", "wbc", "textured_digits_effects", "effects_fashion_mnist"} <= {path.stem for path in CONFIGS}
+    assert {path.stem for path in SHIPPED} - {path.stem for path in CONFIGS} == {
+        "effects_chexnet",
+        "effects_vgg16",
+        "effects_vgg19",
+    }
 
 
 @pytest.mark.parametrize(

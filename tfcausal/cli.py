@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from tfcausal import __version__
+from tfcausal.cli_console import fail, native_messages_held_back, wide_console
+from tfcausal.cli_effects import EPILOG as EFFECTS_EPILOG
+from tfcausal.cli_effects import effects
+from tfcausal.cli_explorer import EPILOG as EXPLORE_EPILOG
+from tfcausal.cli_explorer import explore
 from tfcausal.errors import TfCausalError
 
 if TYPE_CHECKING:
@@ -67,8 +68,6 @@ _DOCTOR_EPILOG = """
 `tfcausal doctor --json > machine.json`
 """
 
-_TABLE_WIDTH = 120
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -110,17 +109,17 @@ def run(
     from tfcausal.config import dump_config, load_config
     from tfcausal.runs import RunDirectory
 
-    console = _wide_console()
+    console = wide_console()
     if resume is not None:
         if config is not None or overrides or name or runs:
-            _fail("--resume takes the configuration of the run itself: leave out CONFIG, --set, --name and --runs.")
+            fail("--resume takes the configuration of the run itself: leave out CONFIG, --set, --name and --runs.")
         directory = RunDirectory.open(resume)
         if dry_run:
             typer.echo(dump_config(directory.config), nl=False)
             return
     else:
         if config is None:
-            _fail("Give a configuration, for instance `tfcausal run configs/quickstart.yaml`, or --resume RUN.")
+            fail("Give a configuration, for instance `tfcausal run configs/quickstart.yaml`, or --resume RUN.")
         # As a YAML text: a name such as 2024 is not a number.
         resolved = load_config(config, [*(overrides or []), *([f"name={json.dumps(name)}"] if name else [])])
         if dry_run:
@@ -191,7 +190,7 @@ def explain(
         _list_methods()
         return
     if source is None or not images:
-        _fail("Give a run or a model and images, for instance `tfcausal explain runs/quickstart photo.png`.")
+        fail("Give a run or a model and images, for instance `tfcausal explain runs/quickstart photo.png`.")
     find_explainer(method)
     files = find_images(images)
     chosen = {**_parsed(options or []), **({} if layer is None else {"layer": layer})}
@@ -201,7 +200,7 @@ def explain(
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
-    with _native_messages_held_back():
+    with native_messages_held_back():
         import tensorflow as tf
 
         from tfcausal.explain import Settings, explain_files
@@ -223,11 +222,11 @@ def _parsed(options: list[str]) -> dict[str, Any]:
     for text in options:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            _fail(f"--option takes KEY=VALUE, such as `--option patch=16`; received `{text}`.")
+            fail(f"--option takes KEY=VALUE, such as `--option patch=16`; received `{text}`.")
         try:
             content = yaml.safe_load(value)
         except yaml.YAMLError:
-            _fail(
+            fail(
                 f"The value of --option {key} cannot be read: `{value}`. Put a text with special characters in quotes."
             )
         parsed[key] = tuple(content) if isinstance(content, list) else content
@@ -243,24 +242,19 @@ def _list_methods() -> None:
     for entry in available_explainers():
         needs = f" (needs tfcausal[{entry.needs}])" if entry.needs else ""
         table.add_row(entry.name, escape(entry.description + needs), escape(entry.source))
-    _wide_console().print(table)
-
-
-def _wide_console() -> Console:
-    """Standard output; where it is no terminal, wide enough for tables."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _TABLE_WIDTH)
-    return console
+    wide_console().print(table)
 
 
 def _run(directory: RunDirectory) -> None:
     console = Console(stderr=True)
-    with _native_messages_held_back():
+    with native_messages_held_back():
+        import tensorflow as tf
+
         from tfcausal.experiment import make_deterministic, run_experiment
         from tfcausal.progress import ConsoleProgress
 
         make_deterministic()
+        tf.get_logger().setLevel("ERROR")  # as for effects
     try:
         with ConsoleProgress(console) as progress:
             run_experiment(directory, progress)
@@ -269,30 +263,15 @@ def _run(directory: RunDirectory) -> None:
         raise typer.Exit(130) from None
 
 
-@contextmanager
-def _native_messages_held_back() -> Iterator[None]:
-    """Keep TensorFlow's start-up messages (no GPU found, CPU features) off the terminal, unless starting fails."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(terminal, held.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
-
-
 def _show(directory: RunDirectory, console: Console) -> None:
     from tfcausal.report import headline_table
 
     console.print(headline_table(directory.metrics))
     console.print(f"Report: {directory.report_path}", soft_wrap=True, highlight=False)
+
+
+app.command(epilog=EFFECTS_EPILOG)(effects)
+app.command(epilog=EXPLORE_EPILOG)(explore)
 
 
 @app.command(epilog=_DOCTOR_EPILOG)
@@ -309,13 +288,9 @@ def doctor(
     if as_json:
         typer.echo(to_json(findings))
     else:
-        _wide_console().print(to_table(findings))
+        wide_console().print(to_table(findings))
     if not is_usable(findings):
         raise typer.Exit(1)
-
-
-def _fail(text: str) -> NoReturn:
-    raise typer.BadParameter(text)
 
 
 def main() -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from tfcausal.config_attacks import AttackConfig, BIMConfig, FGSMConfig, JSMAConfig, PGDConfig
 from tfcausal.config_backbones import (
     AllConvolutionalConfig,
     BackboneConfig,
@@ -33,6 +34,16 @@ from tfcausal.config_data import (
     ImageFolderConfig,
     SplitSize,
     TexturedDigitsConfig,
+)
+from tfcausal.config_effects import (
+    AutoencoderConfig,
+    DetectionConfig,
+    EffectsConfig,
+    EffectsFile,
+    LevelConfig,
+    MapsConfig,
+    MaskingConfig,
+    PatchConfig,
 )
 from tfcausal.config_errors import Expects, describe, explain, problem, raise_conflicts
 from tfcausal.config_evaluation import EvaluationConfig, ReportConfig
@@ -74,6 +85,9 @@ __all__ = [
     "DIGIT_IMAGES",
     "LARGEST_DIGIT_IMAGE",
     "AllConvolutionalConfig",
+    "AttackConfig",
+    "AutoencoderConfig",
+    "BIMConfig",
     "BackboneConfig",
     "BackboneSection",
     "CFCNConfig",
@@ -82,18 +96,28 @@ __all__ = [
     "DFRConfig",
     "DataConfig",
     "DenseNet121Config",
+    "DetectionConfig",
+    "EffectsConfig",
+    "EffectsFile",
     "EvaluationConfig",
     "Expects",
+    "FGSMConfig",
     "GAINConfig",
     "ImageFolderConfig",
     "InceptionV3Config",
+    "JSMAConfig",
+    "LevelConfig",
+    "MapsConfig",
+    "MaskingConfig",
     "MethodConfig",
     "ModelConfig",
     "ModelName",
     "NonNegativeNumber",
     "OpenShare",
+    "PGDConfig",
     "PPIConfig",
     "Pair",
+    "PatchConfig",
     "PlainConfig",
     "PositiveInt",
     "PositiveInts",
@@ -115,7 +139,9 @@ __all__ = [
     "VGGConfig",
     "config_from_mapping",
     "dump_config",
+    "effects_from_mapping",
     "load_config",
+    "load_effects",
 ]
 
 
@@ -133,6 +159,7 @@ class RunConfig(Section):
         Expects("a section with one entry per model, such as `plain: {method: plain}`"),
     ] = Field(min_length=1, description="The models, by name.")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="What is measured.")
+    effects: EffectsConfig | None = Field(default=None, description="Which causal effects are measured; null for none.")
     report: ReportConfig = Field(default=ReportConfig(), description="What the report shows.")
 
     def epochs_of(self, name: str) -> int:
@@ -148,7 +175,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> RunConfig:
-        raise_conflicts([*self._image_problems(), *self._schedule_problems(), *self._method_problems()])
+        problems = [*self._image_problems(), *self._schedule_problems(), *self._method_problems()]
+        raise_conflicts([*problems, *self._effect_problems()])
         return self
 
     def _image_problems(self) -> list[tuple[str, str]]:
@@ -208,6 +236,16 @@ class RunConfig(Section):
             problems.append(("training.batch_size", problem(expected, describe(self.training.batch_size))))
         return problems
 
+    def _effect_problems(self) -> list[tuple[str, str]]:
+        """Effects that cannot be measured on these images."""
+        if self.effects is None:
+            return []
+        problems = self.effects.image_problems(self.data.image_shape)
+        if self.effects.split == "test_shuffled" and not isinstance(self.data, TexturedDigitsConfig):
+            expected = "`train`, `validation` or `test` with images that have no planted contexts"
+            problems.append(("split", problem(expected, "`test_shuffled`")))
+        return [(f"effects.{key}", text) for key, text in problems]
+
     def _retraining_problems(self, name: str, model: DFRConfig) -> list[tuple[str, str]]:
         problems = []
         trained = [other for other, entry in self.models.items() if not isinstance(entry, DFRConfig)]
@@ -237,14 +275,53 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: If the file cannot be read, or says something that is not valid; all problems at once.
     """
-    mapping = read_yaml_file(path)
-    if not isinstance(mapping, dict):
-        received = "an empty file" if mapping is None else describe(mapping)
-        raise ConfigError(f"{path}: {problem('keys and values, starting with `version: 1`', received)}")
+    mapping = _read(path, overrides)
+    return config_from_mapping(mapping, source=_source(path, overrides))
+
+
+def load_effects(path: str | Path, overrides: Sequence[str] = ()) -> EffectsConfig:
+    """Read the section `effects` of a file: of a configuration of a run, or of a file with this section alone.
+
+    Args:
+        path: The YAML file.
+        overrides: Settings `key.path=value` that replace what the section says; the value is read as YAML.
+
+    Returns:
+        The checked section.
+
+    Raises:
+        ConfigError: If the file cannot be read, has no such section, or says something that is not valid.
+    """
+    overrides = [setting if setting.startswith("effects.") else f"effects.{setting}" for setting in overrides]
+    mapping, source = _read(path, overrides), _source(path, overrides)
+    if not {"name", "data", "models"}.isdisjoint(mapping):
+        effects = config_from_mapping(mapping, source).effects
+        if effects is None:
+            expected = "expected a section with keys below it, in a file for `tfcausal effects`"
+            raise ConfigError(f"{source}: effects: missing; {expected}.")
+        return effects
+    return _checked(EffectsFile, mapping, source).effects
+
+
+def effects_from_mapping(mapping: Mapping[str, Any], overrides: Sequence[str] = ()) -> EffectsConfig:
+    """Check a section `effects` that is already in memory.
+
+    Args:
+        mapping: The keys of the section.
+        overrides: As for :func:`load_effects`.
+
+    Raises:
+        ConfigError: If something in it is not valid; all problems at once.
+
+    Example:
+        >>> effects_from_mapping({"levels": ["conv2"]}, ["images=64"]).images
+        64
+    """
+    whole: dict[str, Any] = {"version": CONFIG_VERSION, "effects": dict(mapping)}
+    overrides = [setting if setting.startswith("effects.") else f"effects.{setting}" for setting in overrides]
     for override in overrides:
-        mapping = override_key(mapping, override)
-    settings = "".join(f" --set {override}" for override in overrides)
-    return config_from_mapping(mapping, source=f"{path}{settings}")
+        whole = override_key(whole, override)
+    return _checked(EffectsFile, whole, _source("effects", overrides)).effects
 
 
 def config_from_mapping(mapping: Mapping[str, Any], source: str = "configuration") -> RunConfig:
@@ -268,6 +345,27 @@ def config_from_mapping(mapping: Mapping[str, Any], source: str = "configuration
         >>> config.models["ppi"].threshold, config.training.epochs
         (0.25, 25)
     """
+    return _checked(RunConfig, mapping, source)
+
+
+_File = TypeVar("_File", bound=Section)
+
+
+def _read(path: str | Path, overrides: Sequence[str]) -> dict[str, Any]:
+    mapping = read_yaml_file(path)
+    if not isinstance(mapping, dict):
+        received = "an empty file" if mapping is None else describe(mapping)
+        raise ConfigError(f"{path}: {problem('keys and values, starting with `version: 1`', received)}")
+    for override in overrides:
+        mapping = override_key(mapping, override)
+    return mapping
+
+
+def _source(path: str | Path, overrides: Sequence[str]) -> str:
+    return str(path) + "".join(f" --set {override}" for override in overrides)
+
+
+def _checked(model: type[_File], mapping: Mapping[str, Any], source: str) -> _File:
     mapping = dict(mapping)
     version = mapping.get("version")
     if isinstance(version, int | float) and not isinstance(version, bool) and version != CONFIG_VERSION:
@@ -278,11 +376,11 @@ def config_from_mapping(mapping: Mapping[str, Any], source: str = "configuration
         expected = f"{CONFIG_VERSION}, the version that this tfcausal reads"
         raise ConfigError(f"{source}: version: {problem(expected, describe(version), remedy)}")
     try:
-        return RunConfig.model_validate(mapping)
+        return model.model_validate(mapping)
     except ValidationError as error:
-        lines = explain(error, RunConfig, mapping)
-    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-    raise ConfigError("\n  ".join([f"{source}: {count}", *lines]))
+        lines = explain(error, model, mapping)
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        raise ConfigError("\n  ".join([f"{source}: {count}", *lines])) from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -292,6 +390,6 @@ def dump_config(config: RunConfig) -> str:
         config: The configuration.
 
     Returns:
-        The text, with keys in the order of declaration.
+        The text, with keys in the order of declaration; without `effects` where none are measured.
     """
-    return write_yaml(config.model_dump())
+    return write_yaml(config.model_dump(exclude={"effects"} if config.effects is None else None))

@@ -261,6 +261,8 @@ def _members(annotation: Any) -> dict[str, type[BaseModel]]:
     if get_origin(annotation) not in (Union, UnionType):
         return {}
     members = get_args(annotation)
+    if not all(isinstance(member, type) and issubclass(member, BaseModel) for member in members):
+        return {}
     key = next(iter(members[0].model_fields))
     return {get_args(member.model_fields[key].annotation)[0]: member for member in members}
 

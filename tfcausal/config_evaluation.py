@@ -27,3 +27,7 @@ class ReportConfig(Section):
 
     images: PositiveInt = Field(default=8, description="Images that are shown under every model.")
     title: str | None = Field(default=None, description="Title of the report; the run's name if null.")
+    snapshot_epochs: PositiveInt | None = Field(
+        default=None,
+        description="A picture of the maps of `images` validation images after every so many epochs; null for none.",
+    )

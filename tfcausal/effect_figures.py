@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tfcausal.errors import InvalidArgument, message
 from tfcausal.figures import outlined
@@ -68,6 +69,7 @@ def effect_bars(levels: Mapping[str, Mapping[str, Numbers]], unit: str, most: in
         all_of_them = len(nodes) == len(levels[level])
         axes.set_title(level if all_of_them else f"{level} ({len(nodes)} of {len(levels[level])} nodes)", fontsize=8)
         axes.set_xlabel(unit, fontsize=7.5)
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # small effects have long numbers
         _plain(axes)
     return _png(figure)
 

@@ -8,7 +8,21 @@ import platform
 import subprocess
 from typing import Any
 
-PACKAGES = ("tfcausal", "tensorflow", "keras", "numpy", "pandas", "pillow", "scikit-image", "scikit-learn", "zarr")
+PACKAGES = (
+    *(
+        "tfcausal",
+        "tensorflow",
+        "keras",
+        "numpy",
+        "pandas",
+        "pillow",
+        "pyarrow",
+        "scikit-image",
+        "scikit-learn",
+        "zarr",
+    ),
+    "adversarial-robustness-toolbox",
+)
 GIT_TIMEOUT = 10.0  # seconds
 
 

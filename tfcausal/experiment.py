@@ -1,9 +1,8 @@
-"""From a configuration to a report: data, models, training, evaluation. The one place that wires them together."""
+"""From a configuration to a report: data, models, training, evaluation, effects. The one place that wires them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,6 +16,7 @@ from tfcausal.data.image_set import DataSet, ImageSet
 from tfcausal.data.loading import check_data, check_unchanged, load_data
 from tfcausal.data.pipeline import summarise
 from tfcausal.distributed import choose_strategy
+from tfcausal.effect_command import check_effects, measure_models
 from tfcausal.errors import TfCausalError
 from tfcausal.evaluation.classifier import SplitResult, evaluate_classifier
 from tfcausal.evaluation.faithfulness import Deletion
@@ -25,6 +25,7 @@ from tfcausal.evaluation.statistics import mean, proportion
 from tfcausal.models.building import build_model
 from tfcausal.progress import ConsoleProgress
 from tfcausal.report import write_report
+from tfcausal.run_maps import MapWriter, write_split
 from tfcausal.runs import RunDirectory, atomic_path, environment
 from tfcausal.saliency.registry import get_explainer
 from tfcausal.training import check_models, train_models, trained_on, training_split
@@ -69,6 +70,7 @@ def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
         data = load_data(config, progress)
         check_data(config, data)
         check_models(run, data, strategy)
+        check_effects(config, data)
     except TfCausalError:
         # Nothing has been done yet: the corrected command can have the same name.
         if not any(run.model_path(name).exists() or run.checkpoints(name) for name in config.models):
@@ -79,6 +81,8 @@ def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
     train_models(run, data, progress, strategy)
     metrics = _evaluate(run, data, progress)
     run.write_metrics(metrics)
+    if config.effects is not None:
+        measure_models(run, data, config.effects, list(config.models), run.path, progress, say=progress.say)
     write_report(run)
     return metrics
 
@@ -91,12 +95,11 @@ def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> di
     with atomic_path(run.maps_path) as partial:
         maps = zarr.create_group(partial)
         _store_samples(maps, data, shown, config)
-        for split_name, split in splits.items():
-            group = maps.create_group(f"splits/{split_name}")
-            group.attrs.update(
-                class_names=list(split.class_names), names=list(split.names), method=config.evaluation.saliency
-            )
-            group.create_array("labels", data=split.labels)
+        method, batch_size = config.evaluation.saliency, config.evaluation.batch_size
+        with progress.task("keeping images", sum(map(len, splits.values()))) as advance:
+            for split_name, split in splits.items():
+                group = maps.create_group(f"splits/{split_name}")
+                write_split(group, split, data.value_range, method, batch_size, advance)
         for name in config.models:
             keras.utils.clear_session()
             model = keras.models.load_model(run.model_path(name), compile=False)
@@ -108,17 +111,18 @@ def _evaluate(run: RunDirectory, data: DataSet, progress: ConsoleProgress) -> di
             with progress.task(f"evaluating {name}", sum(map(len, unseen.values()))) as advance:
                 for split_name, split in unseen.items():
                     group = maps[f"splits/{split_name}"]
+                    writer = MapWriter(group, name, split.image_shape, len(split), batch_size)
                     results[name][split_name] = result = evaluate_classifier(
                         split,
                         explainer,
                         deletion,
                         _some(len(split), config.evaluation.deletion_images, config.seed),
-                        config.evaluation.batch_size,
+                        batch_size,
                         config.seed,
-                        _store(group, f"maps/{name}", split, config.evaluation.batch_size),
+                        writer,
                         advance,
                     )
-                    group.create_array(f"probabilities/{name}", data=result.probabilities)
+                    writer.finish(result.probabilities, result.mask_energy)
     return _metrics(config, data, results)
 
 
@@ -160,23 +164,6 @@ def _store_samples(maps: zarr.Group, data: DataSet, shown: str, config: RunConfi
     arrays = {"indices": indices, "images": images, "masks": masks, "has_mask": split.has_mask[indices]}
     for name, values in arrays.items():
         group.create_array(name, data=np.ascontiguousarray(values))
-
-
-def _store(group: zarr.Group, name: str, split: ImageSet, batch_size: int) -> Callable[[slice, np.ndarray], None]:
-    """An array of maps with one chunk per image, a batch of them to a file."""
-    height, width, _ = split.image_shape
-    array = group.create_array(
-        name,
-        shape=(len(split), height, width),
-        chunks=(1, height, width),
-        shards=(min(batch_size, len(split)), height, width),
-        dtype="float32",
-    )
-
-    def store(part: slice, maps: np.ndarray) -> None:
-        array[part] = maps
-
-    return store
 
 
 def _metrics(config: RunConfig, data: DataSet, results: dict[str, dict[str, SplitResult]]) -> dict[str, Any]:

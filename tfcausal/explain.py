@@ -7,23 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from tfcausal.atomic import atomic_path, to_json, write_atomic
 from tfcausal.config_errors import closest
-from tfcausal.data.decoding import decode_image, refuse_decompression_bombs
+from tfcausal.data.decoding import refuse_decompression_bombs
 from tfcausal.data.image_files import find_images, output_names
 from tfcausal.environment import environment
-from tfcausal.errors import DataError, InvalidArgument, RunError, UnsupportedOperation, message
+from tfcausal.errors import InvalidArgument, RunError, message
 from tfcausal.figures import explanation
 from tfcausal.graph import OperationGraph
+from tfcausal.models.inputs import image_shape, pixel_range, read_image
 from tfcausal.models.loading import LoadedModel, load_trained
 from tfcausal.progress import ConsoleProgress
 from tfcausal.saliency.base import Explainer, Reducer, check_reducer, reduced
 from tfcausal.saliency.registry import find_explainer, get_explainer
 
 RECORD = "explanations.json"
+_IN_PYTHON = "Call the explainer in Python: tfcausal.get_explainer(method, model)(inputs)."
 
 
 @dataclass(frozen=True)
@@ -89,21 +90,21 @@ def explain_files(
     loaded = load_trained(source, model_name)
     options = dict(settings.options or {})
     graph = OperationGraph(loaded.model, options.get("output"))
-    shape = _image_shape(graph, settings.size)
+    shape = image_shape(graph, settings.size, "explain", _IN_PYTHON)
     target = _target(settings.target, loaded.class_names, graph.num_classes)
-    low, high = _pixels(settings.pixels, loaded, graph, say)
+    low, high = pixel_range(settings.pixels, loaded, graph, say)
     if {"low", "high"}.issubset(entry.options()):  # the bounds of the pixels, which the z-box rule of LRP needs
         options = {"low": min(low, high), "high": max(low, high), **options}
     explainer = get_explainer(settings.method, loaded.model, **options)
     with progress.task("reading images", len(files)) as advance, refuse_decompression_bombs():
         for file in files:
-            _decode(file, shape)
+            read_image(file, shape)
             advance()
     records: list[dict[str, Any]] = []
     with progress.task(f"explaining ({settings.method})", len(files)) as advance, refuse_decompression_bombs():
         for first in range(0, len(files), explainer.batch_size):
             part = slice(first, first + explainer.batch_size)
-            pictures = np.stack([_decode(file, shape) for file in files[part]])
+            pictures = np.stack([read_image(file, shape) for file in files[part]])
             inputs = (low + (high - low) * pictures).astype(np.float32)
             outputs = explainer.outputs(inputs)
             classes = outputs.argmax(axis=1) if target is None else np.full(len(outputs), target)
@@ -122,26 +123,6 @@ def explain_files(
     return records
 
 
-def _image_shape(graph: OperationGraph, size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Height, width and channels of the images that a model takes."""
-    if len(graph.inputs) > 1 or len(graph.input_shape) != 4 or graph.input_shape[3] not in (1, 3):
-        shapes = ", ".join(str(shape) for shape in graph.input_shapes)
-        raise UnsupportedOperation(
-            f"`tfcausal explain` takes models of one image, (N, height, width, 1 or 3); this one takes {shapes}. "
-            "Call the explainer in Python: tfcausal.get_explainer(method, model)(inputs)."
-        )
-    _, height, width, channels = graph.input_shape
-    if size is None and (height is None or width is None):
-        raise InvalidArgument(
-            message("size", "the height and width that this model is used with", "none", "Use --size.")
-        )
-    chosen = size or (int(height or 0), int(width or 0))
-    if min(chosen) < 1 or (height or chosen[0], width or chosen[1]) != chosen:
-        expected = f"the size of the model's input, {height or 'any'} x {width or 'any'}"
-        raise InvalidArgument(message("size", expected, f"{chosen[0]} x {chosen[1]}"))
-    return (*chosen, int(channels or 0))
-
-
 def _target(target: str | None, class_names: Sequence[str] | None, num_classes: int) -> int | None:
     if target is None:
         return None
@@ -154,34 +135,6 @@ def _target(target: str | None, class_names: Sequence[str] | None, num_classes: 
         raise InvalidArgument(message("target", expected, repr(target)))
     remedy = closest(target, class_names, "classes")
     raise InvalidArgument(message("target", f"the name of a class, or {expected}", repr(target), remedy))
-
-
-def _pixels(
-    given: tuple[float, float] | None, loaded: LoadedModel, graph: OperationGraph, say: Callable[[str], None]
-) -> tuple[float, float]:
-    """What black and white are in the model's input."""
-    if given is not None:
-        if not (np.isfinite(given).all() and given[0] != given[1]):
-            raise InvalidArgument(message("pixels", "two different finite numbers", given))
-        return given
-    if loaded.pixels is not None:
-        return loaded.pixels
-    first = next((operation for operation in graph.operations if graph.input in operation.inputs), None)
-    scales = first is not None and isinstance(first.layer, (keras.layers.Rescaling, keras.layers.Normalization))
-    chosen = (0.0, 255.0) if scales else (0.0, 1.0)
-    reason = "begins with a layer that scales them" if scales else "does not begin with a layer that scales them"
-    say(f"Pixels are given as {chosen[0]:g} to {chosen[1]:g}: the model {reason}. Change it with --pixels LOW HIGH.")
-    return chosen
-
-
-def _decode(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """An image in [0, 1], float32 (height, width, channels)."""
-    try:
-        pixels, _ = decode_image(file, *shape)
-    except DataError as error:
-        raise DataError(f"`{file}` cannot be used: {error}. Repair it, or leave it out.") from None
-    scaled = pixels / np.float32(255.0) if pixels.dtype == np.uint8 else pixels
-    return np.broadcast_to(scaled, shape).astype(np.float32)
 
 
 def _record(

@@ -57,6 +57,10 @@ class ConsoleProgress:
     ) -> None:
         self._bars.stop()
 
+    def say(self, text: str) -> None:
+        """Write a sentence, above the bars where there are some."""
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
     @contextmanager
     def task(self, description: str, total: int | None, done: int = 0) -> Iterator[Track]:
         """Show one task.

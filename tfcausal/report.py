@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from rich.table import Table
 
 from tfcausal.config import dump_config
+from tfcausal.report_effects import data_uri, effects_page
 from tfcausal.runs import RunDirectory, write_atomic
 
 if TYPE_CHECKING:
@@ -129,15 +129,16 @@ def write_report(run: RunDirectory) -> None:
         "columns": columns,
         "rows": list(zip(*(column.cells for column in columns), strict=True)),
         "metrics": metrics,
-        "summary": _data_uri(_summary(metrics, samples, names)),
+        "summary": data_uri(_summary(metrics, samples, names)),
         "models": names,
         "samples": [_shown(sample, names) for sample in samples],
-        "histories": _data_uri(figures.histories({name: run.history(name) for name in names})),
-        "deletion": _data_uri(
+        "histories": data_uri(figures.histories({name: run.history(name) for name in names})),
+        "deletion": data_uri(
             figures.deletion_curves(
                 {name: (values["deletion_curve"], values["deletion_random_curve"]) for name, values in splits.items()}
             )
         ),
+        "effects": effects_page(run.path, names),
         "method": config.evaluation.saliency,
         "classes": list(metrics["data"]["splits"]["train"]["classes"]),
         "contexts": metrics["data"]["splits"]["train"]["context_agreement"] is not None,
@@ -145,10 +146,19 @@ def write_report(run: RunDirectory) -> None:
         "environment": run.environment,
         "seconds": {name: float(run.history(name)["seconds"].sum()) for name in names},
     }
-    template = resources.files("tfcausal").joinpath("report.html.j2").read_text(encoding="utf-8")
-    engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    engine = Environment(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     engine.filters.update(number=_number, interval=_interval, spoken=_spoken)
-    write_atomic(run.report_path, engine.from_string(template).render(page))
+    write_atomic(run.report_path, engine.get_template("report.html.j2").render(page))
+
+
+def _template(name: str) -> str:
+    return resources.files("tfcausal").joinpath(name).read_text(encoding="utf-8")
 
 
 def _models(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -220,11 +230,11 @@ def _shown(sample: _Sample, names: list[str]) -> dict[str, Any]:
     return {
         "name": sample.name,
         "label": sample.label,
-        "image": _data_uri(figures.as_png(figures.outlined(sample.image, sample.mask))),
+        "image": data_uri(figures.as_png(figures.outlined(sample.image, sample.mask))),
         "has_mask": sample.mask is not None,
         "overlays": {
             name: {
-                "picture": _data_uri(figures.as_png(figures.overlay(sample.image, sample.maps[name]))),
+                "picture": data_uri(figures.as_png(figures.overlay(sample.image, sample.maps[name]))),
                 "predicted": sample.predicted[name][0],
                 "probability": sample.predicted[name][1],
                 "right": sample.predicted[name][0] == sample.label,
@@ -232,10 +242,6 @@ def _shown(sample: _Sample, names: list[str]) -> dict[str, Any]:
             for name in names
         },
     }
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _number(value: float | None) -> str:

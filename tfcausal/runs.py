@@ -5,8 +5,9 @@
       status.json        running | complete | failed, with the error
       environment.json   versions, host, seed, git revision
       models/<model>/    model.keras, history.csv, and the checkpoints of an unfinished training
+      snapshots/<model>/ pictures of the maps while the model was trained, if wanted
       metrics.json       every number of the report
-      maps.zarr          saliency maps
+      maps.zarr          images, saliency maps and answers (see `run_maps.py`)
       report.html        the report
 
 A file is written under a temporary name and then renamed: under its own name it is always complete.

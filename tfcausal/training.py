@@ -13,7 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from tfcausal.atomic import remove
-from tfcausal.callbacks import EpochCheckpoint, StopOnDivergence, TrainingProgress, restore_checkpoint
+from tfcausal.callbacks import (
+    EpochCheckpoint,
+    SaliencySnapshots,
+    StopOnDivergence,
+    TrainingProgress,
+    restore_checkpoint,
+)
 from tfcausal.config import DFRConfig, ModelConfig, RunConfig
 from tfcausal.data.image_set import DataSet, ImageSet
 from tfcausal.data.masks import with_mask_share
@@ -23,6 +29,7 @@ from tfcausal.errors import DataError, InvalidArgument, UnsupportedOperation, me
 from tfcausal.models.balanced_regression import balanced_groups, check_labels
 from tfcausal.models.building import build_model
 from tfcausal.models.last_layer import retrain_last_layer
+from tfcausal.models.loading import RUN_PIXELS
 from tfcausal.progress import ConsoleProgress
 from tfcausal.runs import RunDirectory, atomic_path
 
@@ -172,9 +179,29 @@ def _train(
                     TrainingProgress(advance, epochs),
                     StopOnDivergence(),
                     EpochCheckpoint(lambda epoch: run.checkpoint_path(name, epoch), config.seed, saved),
+                    *_snapshots(run, name, data.splits["validation"]),
                 ],
             )
     _save(run, name, getattr(network, "explained_network", network))
+
+
+def _snapshots(run: RunDirectory, name: str, split: ImageSet) -> list[keras.callbacks.Callback]:
+    """The callback that shows what a model looks at while it trains, if it is wanted."""
+    report = run.config.report
+    if report.snapshot_epochs is None:
+        return []
+    images, _ = split.read(np.arange(min(report.images, len(split))))
+    names = list(split.class_names)
+    return [
+        SaliencySnapshots(
+            images,
+            run.path / "snapshots" / name,
+            every=report.snapshot_epochs,
+            class_names=names,
+            pixels=RUN_PIXELS,
+            overwrite=True,
+        )
+    ]
 
 
 def _retrain(run: RunDirectory, name: str, model: DFRConfig, data: DataSet, progress: ConsoleProgress) -> None:

@@ -86,6 +86,7 @@ def test_all_of_it_goes_into_json():
         ({"least_same_answer": float("nan")}, "`least_same_answer`: .* received nan"),
         ({"largest_divergence": -1}, "`largest_divergence`: expected a number of at least 0; received -1"),
         ({"largest_divergence": "0.1"}, "`largest_divergence`: .* received '0.1'"),
+        ({"seed": -1}, "`seed`: expected an integer of at least 0; received -1"),
         ({"largest_divergence": True}, "`largest_divergence`: .* received True"),
     ],
 )

@@ -130,6 +130,26 @@ def test_images_that_are_none(model, autoencoder, images, text):
             function(images)
 
 
+def test_no_images_at_all(model):
+    autoencoder = ConceptAutoencoder(model, "maps", 4)
+    data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(2)
+    for nothing in (IMAGES[:0], [], data.take(0)):
+        for method in (autoencoder.fit, autoencoder.evaluate):
+            with pytest.raises(InvalidArgument, match="`x`: expected at least one image; received none"):
+                method(nothing, verbose=0)
+    for method in (autoencoder.train_on_batch, autoencoder.test_on_batch):
+        with pytest.raises(InvalidArgument, match="`x`: expected at least one image; received none"):
+            method(x=IMAGES[:0])
+    unknown = data.filter(lambda batch: tf.reduce_all(batch > 1e9))
+    with (
+        pytest.warns(UserWarning, match="ran out of data"),
+        pytest.raises(InvalidArgument, match="`x`: expected at least one image; received no batch"),
+    ):
+        autoencoder.fit(unknown, shuffle=False, verbose=0)
+    assert not autoencoder.trained
+    assert autoencoder.fit(IMAGES, epochs=0, verbose=0).history == {}
+
+
 def test_images_of_another_shape_for_the_output(autoencoder):
     with pytest.raises(
         InvalidArgument, match=r"`images`: expected shape \(N, 6, 5, 2\); received shape \(\w+, 5, 5, 2\)"
@@ -200,3 +220,5 @@ def test_batch_sizes_and_thresholds(autoencoder):
         autoencoder.codes(IMAGES, batch_size=0)
     with pytest.raises(InvalidArgument, match="`largest_divergence`: expected a number of at least 0; received -1"):
         autoencoder.agreement(IMAGES, largest_divergence=-1)
+    with pytest.raises(InvalidArgument, match="`seed`: expected an integer of at least 0; received -1"):
+        autoencoder.agreement(IMAGES, seed=-1)

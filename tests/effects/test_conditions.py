@@ -156,6 +156,25 @@ def test_concepts_are_chosen_on_images_of_their_own(planting, labels):
     assert len(result.result.observed) == 4
 
 
+def test_the_error_of_the_autoencoder_is_no_evidence(planting, labels):
+    """The autoencoder halves all concepts. Concept 3 is dead and 0; against the model, even its zero-out lowers Y."""
+    _, model = labels
+    images = planting.flat_images([[1.0, 1, 1, 0]] * 6)
+    concepts = planting.LinearConcepts(model, "concepts", decoder=0.5 * np.eye(4))
+    against_model = ConceptEffects(concepts, reference="model")
+    with pytest.warns(UserWarning, match="Through the autoencoder"):
+        single = against_model(images)
+    assert single.effects[:, 3, 0, 0].max() < -0.05
+    with pytest.warns(UserWarning, match="Through the autoencoder"):
+        result = conditional_multi_task(against_model, images, cause=0, top=4)
+    assert result.nodes == (0, 1)
+    np.testing.assert_allclose(result.evidence, [sigmoid(2) - sigmoid(0.5), sigmoid(2) - sigmoid(1.5)], atol=1e-6)
+    assert result.on_cause().value == pytest.approx(0.5 - sigmoid(4), abs=1e-6)
+    dark = planting.flat_images([[0.0, 0, 0.5, 0]] * 6)
+    with pytest.raises(InvalidArgument, match=r"`cause`: expected a class that some concept speaks for; received 0"):
+        conditional_multi_task(against_model, dark, cause=0)
+
+
 def test_classes_that_cannot_be_asked_for(planting, labels):
     _, model = labels
     images, effects = planting.flat_images(np.ones((2, 4))), concept_effects(labels[1])

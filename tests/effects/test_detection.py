@@ -266,6 +266,25 @@ SHARED = ImageSplit(np.arange(30), np.arange(29, 60), np.arange(60, 90))
         ),
         (features(rule="best"), "`rule`: expected youden or false_positive_rate; received 'best'."),
         (features(false_positive_rate=1.0), "`false_positive_rate`: expected a number in [0, 1); received 1.0."),
+        (
+            features(rule="false_positive_rate", false_positive_rate=None),
+            "`false_positive_rate`: expected a number in [0, 1); received None.",
+        ),
+        (features(false_positive_rate="x"), "`false_positive_rate`: expected a number in [0, 1); received 'x'."),
+        (features(seed=-1), "`seed`: expected an integer of at least 0; received -1."),
+        (features(clean=np.zeros(90)), "`clean`: expected a dictionary of features by detector; received ndarray."),
+        (features(attacked={"x": np.ones(90)}), "`attacked['x']`: expected a dictionary of features by detector; rec"),
+        (features(attacked=[1]), "`attacked`: expected a dictionary of the features of every attack by its name; rec"),
+        (features(successful=[True]), "`successful`: expected a dictionary of booleans by attack; received list."),
+        (
+            features(clean={"a": [[1.0]] * 89 + [[1.0, 2.0]]}),
+            "`clean['a']`: expected numbers of shape (N,) or (N, features); received a list of other",
+        ),
+        (features(split=(1, 2, 3)), "`split`: expected what split_images gives; received tuple."),
+        (
+            features(groups=[None, *range(89)]),
+            "`groups`: expected names or numbers without gaps; received None in 1 of 90 images, first at 0. Give what",
+        ),
         (features(fitted_on="y"), "`fitted_on`: expected None or one of x; received 'y'."),
         (features(minimum=1), "`minimum`: expected an integer of at least 2; received 1."),
     ],
@@ -285,12 +304,46 @@ def test_bad_input(arguments, text):
             {"count": 9, "shares": (0.5,)},
             "`shares`: expected two shares in (0, 1), in all less than 1; received (0.5,)",
         ),
+        ({"count": 9, "shares": 0.4}, "`shares`: expected two shares in (0, 1), in all less than 1; received 0.4"),
+        (
+            {"count": 9, "shares": ("a", "b")},
+            "`shares`: expected two shares in (0, 1), in all less than 1; received ('a',",
+        ),
+        (
+            {"count": 9, "shares": (np.nan, 0.2)},
+            "`shares`: expected two shares in (0, 1), in all less than 1; received",
+        ),
+        (
+            {"count": 4, "groups": [1.0, 2.0, np.nan, np.nan]},
+            "`groups`: expected names or numbers without gaps; received nan in 2 of 4 images, first at 2.",
+        ),
+        (
+            {"count": 4, "groups": np.array(["a", "b", None, "c"], object)},
+            "`groups`: expected names or numbers without gaps; received None in 1 of 4 images, first at 2.",
+        ),
+        (
+            {"count": 3, "groups": ["a", "b", np.nan]},
+            "`groups`: expected names or numbers without gaps; received nan in 1 of 3 images, first at 2.",
+        ),
+        (
+            {"count": 2 + 1, "groups": [[1], [2, 3], [4]]},
+            "`groups`: expected names or numbers without gaps; received [1]",
+        ),
         ({"count": 9, "groups": [0] * 9}, "`groups`: expected at least three groups, one for each part; received 1."),
     ],
 )
 def test_bad_splits(arguments, text):
     with pytest.raises(InvalidArgument, match=re.escape(text)):
         split_images(**arguments)
+
+
+def test_groups_by_name_or_number_split_alike():
+    """Names and numbers in one column, as a table can have them, are names."""
+    numbers = np.repeat(np.arange(4), 3)
+    for groups in (numbers, numbers.astype(float), [str(number) for number in numbers]):
+        np.testing.assert_array_equal(split_images(12, groups=groups).fit, split_images(12, groups=numbers).fit)
+    mixed = split_images(4, groups=np.array(["a", 1, 2, "a"], object))
+    assert sorted(np.concatenate([mixed.fit, mixed.validation, mixed.test])) == [0, 1, 2, 3]
 
 
 def test_statistics_of_maps_by_hand():
@@ -318,3 +371,26 @@ def test_numbers_by_hand():
             InvalidArgument, match=r"`outputs`: expected probabilities of shape \(N, classes\); received"
         ):
             low_confidence(bad)
+    for call, text in (
+        (lambda: low_confidence("a"), r"`outputs`: expected probabilities of shape \(N, classes\); received a str"),
+        (lambda: map_statistics("a"), r"`maps`: expected maps of shape \(N, height, width, 1\); received a str"),
+        (
+            lambda: map_statistics(np.full((1, 2, 2, 1), np.nan)),
+            "`maps`: expected finite numbers; received NaN or infinity",
+        ),
+        (
+            lambda: largest_effect(5),
+            r"`effects`: expected effects of shape \(N, ...\), at least one; received shape \(\)",
+        ),
+        (lambda: largest_effect([]), r"`effects`: expected .*, at least one; received shape \(0,\)"),
+        (
+            lambda: largest_effect([[1.0, np.nan]]),
+            "`effects`: expected finite numbers; received NaN or infinity in 1 of 2",
+        ),
+        (
+            lambda: largest_effect([[1.0], [2.0, 3.0]]),
+            r"`effects`: expected effects of shape \(N, ...\); received a list",
+        ),
+    ):
+        with pytest.raises(InvalidArgument, match=text):
+            call()

@@ -119,3 +119,13 @@ def test_layers_that_cannot_be_intervened_on(residual):
     model = keras.Model(volume, L.Dense(2)(L.Flatten()(maps)))
     with pytest.raises(UnsupportedOperation, match=r"`maps` gives 3 rows for every image"):
         Downstream(model, "maps")
+    # The rest reads the slices beside the layer, whose own output has one row for every image.
+    volume = keras.Input((3, 4, 4, 1))
+    slices = L.Flatten(name="slices")(keras.ops.reshape(volume, (-1, 4, 4, 1)))
+    whole = L.Dense(2, name="whole")(L.Flatten()(volume))
+    both = keras.ops.repeat(whole, 3, axis=0) + L.Dense(2)(slices)
+    model = keras.Model(volume, L.Dense(2)(keras.ops.reshape(both, (-1, 6))))
+    with pytest.raises(
+        UnsupportedOperation, match=r"`.*` gives 3 rows for every image: what lies behind `whole` reads"
+    ):
+        Downstream(model, "whole")

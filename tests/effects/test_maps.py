@@ -224,3 +224,7 @@ def test_clean_and_attacked_on_one_scale(model, images):
         InvalidArgument, match="`targets`: expected class indices, None, or 'clean'; received 'attacked'"
     ):
         clean_and_attacked(effects, images, attacked, "attacked")
+    with pytest.raises(InvalidArgument, match="`clean`: expected images of one size; received rows of different"):
+        clean_and_attacked(effects, [np.ones((15, 9, 1)), np.ones((9, 9, 1))], attacked)
+    with pytest.raises(InvalidArgument, match="`attacked`: expected images of one size; received rows of different"):
+        clean_and_attacked(effects, images, [[1.0, 2.0], [3.0]])

@@ -257,7 +257,10 @@ def test_operating_point_has_wilson_intervals():
         ),
         (lambda: roc.compare([0, 1], [0, 1], [[1], [2]]), "`second`: expected an array of shape (n,); received shape"),
         (lambda: roc.area([0, 1], [0, np.nan]), "received NaN or infinity in 1 of 2 samples, first in sample 1."),
-        (lambda: roc.area([0, 1], [0, 1], [1]), "`clusters`: expected one value for each of 2 samples; received (1,)."),
+        (
+            lambda: roc.area([0, 1], [0, 1], [1]),
+            "`clusters`: expected one value for each of 2 samples; received shape (1,).",
+        ),
         (
             lambda: roc.youden_threshold([1, 1], [0, 1]),
             "to choose a threshold with; received 2 positive and 0 negative.",
@@ -271,6 +274,21 @@ def test_operating_point_has_wilson_intervals():
             "`false_positive_rate`: expected a number in [0, 1); received 1",
         ),
         (lambda: roc.operating_point([0, 1], [0, 1], np.nan), "`threshold`: expected a number; received nan."),
+        (lambda: roc.operating_point([0, 1], [0, 1], None), "`threshold`: expected a number; received None."),
+        (
+            lambda: roc.threshold_at([0, 1], [0, 1], "x"),
+            "`false_positive_rate`: expected a number in [0, 1); received 'x'",
+        ),
+        (lambda: roc.areas([0, 1], [[0, 1], [2]]), "`scores`: expected numbers of shape (2,) or (2, k), one row for"),
+        (
+            lambda: roc.areas([0, [1]], [0, 1]),
+            "`labels`: expected booleans, or zeros and ones, of shape (n,); received a",
+        ),
+        (lambda: roc.area([0, 1], [0, [1]]), "`scores`: expected an array of shape (n,); received a list of other"),
+        (
+            lambda: roc.area([0, 1], [0, 1], [np.nan, 1.0]),
+            "`clusters`: expected names or numbers without gaps; received nan in 1 of 2 samples, first at 0.",
+        ),
     ],
 )
 def test_bad_input(call, text):

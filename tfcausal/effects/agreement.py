@@ -12,6 +12,7 @@ from tfcausal.errors import InvalidArgument, message
 from tfcausal.evaluation.statistics import Estimate, mean, proportion
 from tfcausal.objectives.heads import Head
 from tfcausal.objectives.reconstruction import deep_loss
+from tfcausal.saliency.arguments import check_integer
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,10 @@ def agreement_of(
         head: `multi_class`, `binary` or `multi_label`.
         least_same_answer: Share from which the autoencoder counts as faithful, in [0, 1].
         largest_divergence: Divergence in nats up to which it counts as faithful, at least 0.
-        seed: Seed of the bootstrap.
+        seed: Seed of the bootstrap, 0 or more.
 
     Raises:
-        InvalidArgument: A threshold outside its range.
+        InvalidArgument: A threshold or seed outside its range.
 
     Example:
         >>> logits, through = np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([[2.0, 0.0], [1.0, 0.5]])
@@ -93,12 +94,7 @@ def agreement_of(
         >>> agreement.same_answer.value, agreement.faithful
         (0.5, False)
     """
-    for name, value, high, expected in (
-        ("least_same_answer", least_same_answer, 1.0, "a share in [0, 1]"),
-        ("largest_divergence", largest_divergence, np.inf, "a number of at least 0"),
-    ):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
-            raise InvalidArgument(message(name, expected, repr(value)))
+    check_arguments(least_same_answer, largest_divergence, seed)
     first, second = (np.asarray(values, np.float64) for values in (logits, reconstructed_logits))
     divergence = np.maximum(deep_loss(tf.constant(first), tf.constant(second), head).numpy(), 0.0)
     if head == "multi_class":
@@ -106,3 +102,18 @@ def agreement_of(
     else:
         same = ((first > 0) == (second > 0)).all(axis=1)
     return Agreement(proportion(same), mean(divergence, seed), float(least_same_answer), float(largest_divergence))
+
+
+def check_arguments(least_same_answer: object, largest_divergence: object, seed: object) -> None:
+    """Check the thresholds and the seed of :func:`agreement_of`.
+
+    Raises:
+        InvalidArgument: One is outside its range.
+    """
+    for name, value, high, expected in (
+        ("least_same_answer", least_same_answer, 1.0, "a share in [0, 1]"),
+        ("largest_divergence", largest_divergence, np.inf, "a number of at least 0"),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+            raise InvalidArgument(message(name, expected, repr(value)))
+    check_integer("seed", seed, 0)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcausal import keras_api
-from tfcausal.effects.agreement import Agreement, agreement_of
+from tfcausal.effects.agreement import Agreement, agreement_of, check_arguments
 from tfcausal.effects.concept_layers import checked_layer, coding_layers, saved_penalty, usable_penalty
 from tfcausal.effects.downstream import Downstream
 from tfcausal.effects.engine import batches, check_batch_size, checked_images, fitting, run
@@ -229,8 +229,9 @@ class ConceptAutoencoder(ImageTraining):
             batch_size: Images per pass; None chooses by the classifier's size.
 
         Raises:
-            InvalidArgument: As for :meth:`codes`, or a threshold outside its range.
+            InvalidArgument: As for :meth:`codes`, or a threshold or seed outside its range.
         """
+        check_arguments(least_same_answer, largest_divergence, seed)
         logits, reconstructed = self._in_batches("answers", self._batch_answers, images, batch_size)
         return agreement_of(logits, reconstructed, self.head, least_same_answer, largest_divergence, seed)
 

@@ -97,8 +97,8 @@ class ConditionalEffects:
 
     Attributes:
         nodes: The concepts, the one that carries most first.
-        evidence: How much the answer Y loses by the zero-out of each of them alone, in the images that they were chosen
-            in, (nodes,).
+        evidence: How much the answer Y through the untouched autoencoder loses by the zero-out of each of them alone,
+            in the images that they were chosen in, (nodes,).
         cause: The class Y.
         read: The classes Z.
         result: The joint zero-out, image by image, for Y and then Z.
@@ -135,9 +135,10 @@ def conditional_multi_task(
     """Zero the concepts that carry the evidence for Y, and read the effect on Z: ``Z <- X -> Y``.
 
     The evidence is ranked by zero-out of one concept at a time: the concepts without which the mean answer Y is lowest
-    are then zeroed together. Sigmoid heads have labels that can share concepts or not, and the effect on Z says so. The
-    classes of a softmax compete: what Y loses the others gain, whether or not they share a concept with it; there
-    `scale="logit"` reads what the concepts do to Z's own evidence.
+    are then zeroed together. What an autoencoder cannot reconstruct does not count, also where the effects refer to the
+    network without it: a dead concept that is 0 has no evidence. Sigmoid heads have labels that can share concepts or
+    not, and the effect on Z says so. The classes of a softmax compete: what Y loses the others gain, whether or not
+    they share a concept with it; there `scale="logit"` reads what the concepts do to Z's own evidence.
 
     Args:
         effects: Effects of the concepts of a layer.
@@ -162,7 +163,8 @@ def conditional_multi_task(
         received = f"cause {cause}, read {chosen.tolist()}"
         raise InvalidArgument(message("read", "classes other than the cause, at least one", received))
     single = effects(images if selection_images is None else selection_images, scale=scale, classes=[cause])
-    evidence = effect(single.intervened, single.observed[:, None, None], "observed_minus_do")
+    # Against the untouched autoencoder whatever the effects refer to: its error is no evidence of any concept.
+    evidence = effect(single.intervened, single.untouched[:, None, None], "observed_minus_do")
     means = evidence.mean(axis=0, dtype=np.float64)[:, 0, 0]
     order = [int(node) for node in np.argsort(-means, kind="stable") if means[node] > 0][:top]
     if not order:

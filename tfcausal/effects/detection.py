@@ -30,6 +30,7 @@ from tfcausal.evaluation.roc import (
     threshold_at,
     youden_threshold,
 )
+from tfcausal.evaluation.roc_arguments import array_of, checked_groups, checked_rate
 from tfcausal.evaluation.statistics import proportion
 from tfcausal.saliency.arguments import check_integer
 
@@ -69,7 +70,8 @@ class Detection:
         n_attacked: Number of attacked images that were used there.
         n_successful: For how many of the test part the attack succeeds; None where this was not said.
         only_successful: Whether attacks that fail were left out, in all three parts.
-        point: What the threshold gives: its value, the true and the false positive rate with Wilson intervals.
+        point: What the threshold gives: its value, the true and the false positive rate with Wilson intervals. Those
+            take the images as independent: with `groups` of several images each they are too narrow.
         curve: The ROC curve.
         scores: The scores of the test part, clean images first.
         labels: Which of them are attacked.
@@ -133,7 +135,8 @@ def split_images(count: int, shares: Sequence[float] = (0.4, 0.2), groups: Any =
         count: Number of images N; their attacked versions follow them.
         shares: Share of the images, or of the groups, to fit on and to choose a threshold on, in all less than 1; the
             rest is the test part.
-        groups: What images have in common that must not be in two parts, such as the patient, (N,); None for nothing.
+        groups: What images have in common that must not be in two parts, such as the patient, (N,), names or numbers
+            without gaps; None for nothing.
         seed: Seed of the split, 0 or more.
 
     Raises:
@@ -144,10 +147,12 @@ def split_images(count: int, shares: Sequence[float] = (0.4, 0.2), groups: Any =
         >>> len(split.fit), len(split.validation), len(split.test)
         (4, 2, 4)
     """
-    names = _groups(groups, check_integer("count", count, 3))
+    names = checked_groups(groups, check_integer("count", count, 3))
     check_integer("seed", seed, 0)
-    if len(shares) != 2 or not all(0 < share < 1 for share in shares) or sum(shares) >= 1:
-        raise InvalidArgument(message("shares", "two shares in (0, 1), in all less than 1", shares))
+    expected = "two shares in (0, 1), in all less than 1"
+    given = array_of("shares", shares, expected)
+    if given.shape != (2,) or given.dtype.kind != "f" or not (given > 0).all() or not given.sum() < 1:
+        raise InvalidArgument(message("shares", expected, repr(shares)))
     distinct = np.unique(names)
     if len(distinct) < 3:
         raise InvalidArgument(message("groups", "at least three groups, one for each part", len(distinct)))
@@ -199,8 +204,8 @@ def detect(
         attacked images, its numbers are NaN and its counts tell.
 
     Raises:
-        InvalidArgument: Features with NaN, of another shape or for other detectors than the clean ones; too few images
-            in a part; an image or a group in two parts; or an argument outside its range.
+        InvalidArgument: Features with NaN, of another shape or for other detectors than the clean ones; groups
+            with gaps; too few images in a part; an image or a group in two parts; or an argument outside its range.
 
     Example:
         >>> random = np.random.default_rng(0)
@@ -211,6 +216,8 @@ def detect(
         (True, 40, 40)
     """
     _check_rule(rule, false_positive_rate)
+    check_integer("seed", seed, 0)
+    _check_mapping("attacked", attacked, "the features of every attack by its name")
     if not attacked or (fitted_on is not None and fitted_on not in attacked):
         expected = f"None or one of {', '.join(attacked)}" if attacked else "at least one attack"
         name, received = ("fitted_on", repr(fitted_on)) if attacked else ("attacked", "none")
@@ -218,7 +225,7 @@ def detect(
     plain = _checked_features("clean", clean)
     changed = {attack: _checked_features("attacked", features, attack, plain) for attack, features in attacked.items()}
     count = len(next(iter(plain.values())))
-    names = _groups(groups, count)
+    names = checked_groups(groups, count)
     _check_split(split, names, check_integer("minimum", minimum, 2))
     succeeds = _checked_success(successful, attacked, count, only_successful)
 
@@ -285,8 +292,12 @@ def _measured(test: _Part, scores: np.ndarray, threshold: float) -> tuple[Area, 
 def _check_rule(rule: object, false_positive_rate: float) -> None:
     if rule not in _RULES:
         raise InvalidArgument(message("rule", " or ".join(_RULES), repr(rule)))
-    if not 0 <= false_positive_rate < 1:
-        raise InvalidArgument(message("false_positive_rate", "a number in [0, 1)", false_positive_rate))
+    checked_rate("false_positive_rate", false_positive_rate, "a number in [0, 1)", lambda rate: 0 <= rate < 1)
+
+
+def _check_mapping(name: str, value: object, expected: str) -> None:
+    if not isinstance(value, Mapping):
+        raise InvalidArgument(message(name, f"a dictionary of {expected}", type(value).__name__))
 
 
 def _checked_features(
@@ -294,16 +305,17 @@ def _checked_features(
 ) -> dict[str, np.ndarray]:
     """Features by detector, float64, all of the same images and, for an attack, of the shapes of the clean ones."""
     name = name if attack is None else f"{name}[{attack!r}]"
+    _check_mapping(name, features, "features by detector")
     if not features or (clean is not None and set(features) != set(clean)):
         expected = "the features of at least one detector" if clean is None else f"those of {', '.join(clean)}"
-        raise InvalidArgument(message(name, expected, ", ".join(features) or "none"))
+        raise InvalidArgument(message(name, expected, ", ".join(map(str, features)) or "none"))
     arrays: dict[str, np.ndarray] = {}
     for detector in features if clean is None else clean:
-        array = np.asarray(features[detector])
+        own, numbers = f"{name}[{detector!r}]", "numbers of shape (N,) or (N, features)"
+        array = array_of(own, features[detector], numbers)
         received = f"shape {array.shape} and dtype {array.dtype}"
-        own = f"{name}[{detector!r}]"
         if array.ndim not in (1, 2) or not array.size or array.dtype.kind not in "fiub":
-            raise InvalidArgument(message(own, "numbers of shape (N,) or (N, features)", received))
+            raise InvalidArgument(message(own, numbers, received))
         if clean is None and len(array) != len(next(iter(arrays.values()), array)):
             raise InvalidArgument(message(own, f"features of {len(next(iter(arrays.values())))} images", received))
         if clean is not None and array.shape != clean[detector].shape:
@@ -318,19 +330,15 @@ def _checked_features(
     return arrays
 
 
-def _groups(groups: Any, count: int) -> np.ndarray:
-    names = np.arange(count) if groups is None else np.asarray(groups)
-    if names.shape != (count,):
-        raise InvalidArgument(message("groups", f"one value for each of {count} images", f"shape {names.shape}"))
-    return names
-
-
 def _check_split(split: ImageSplit, names: np.ndarray, minimum: int) -> None:
     count = len(names)
-    parts = {name: np.asarray(getattr(split, name)) for name in PARTS}
+    if not isinstance(split, ImageSplit):
+        raise InvalidArgument(message("split", "what split_images gives", type(split).__name__))
+    indices = "indices of images (n,)"
+    parts = {name: array_of(f"split.{name}", getattr(split, name), indices) for name in PARTS}
     for name, images in parts.items():
         if images.ndim != 1 or (images.size and images.dtype.kind not in "iu"):
-            raise InvalidArgument(message(f"split.{name}", "indices of images (n,)", f"dtype {images.dtype}"))
+            raise InvalidArgument(message(f"split.{name}", indices, f"dtype {images.dtype}"))
         if len(images) < minimum:
             remedy = "Take more images, or other shares."
             raise InvalidArgument(message(f"split.{name}", f"at least {minimum} images", len(images), remedy))
@@ -347,7 +355,12 @@ def _check_split(split: ImageSplit, names: np.ndarray, minimum: int) -> None:
 def _checked_success(
     successful: Mapping[str, Any] | None, attacked: Mapping[str, Features], count: int, needed: bool
 ) -> dict[str, np.ndarray]:
-    known = {attack: np.asarray(values) for attack, values in (successful or {}).items()}
+    if successful is not None:
+        _check_mapping("successful", successful, "booleans by attack")
+    expected = f"booleans of shape ({count},)"
+    known = {
+        attack: array_of(f"successful[{attack!r}]", values, expected) for attack, values in (successful or {}).items()
+    }
     missing = [attack for attack in attacked if attack not in known]
     if needed and missing:
         remedy = "Say for which images the attack changes the answer."
@@ -355,5 +368,5 @@ def _checked_success(
     for attack, values in known.items():
         if values.shape != (count,) or values.dtype.kind != "b":
             received = f"shape {values.shape} and dtype {values.dtype}"
-            raise InvalidArgument(message(f"successful[{attack!r}]", f"booleans of shape ({count},)", received))
+            raise InvalidArgument(message(f"successful[{attack!r}]", expected, received))
     return known

@@ -31,8 +31,8 @@ class Downstream:
 
     Raises:
         InvalidArgument: There is no such layer, or the logits do not depend on it.
-        UnsupportedOperation: The model has several inputs or no static graph, or the layer works on parts of the images
-            as if they were images of their own.
+        UnsupportedOperation: The model has several inputs or no static graph, or the layer, or another one that the
+            rest reads from, works on parts of the images as if they were images of their own.
 
     Example:
         >>> inputs = keras.Input((4, 4, 1))
@@ -67,14 +67,19 @@ class Downstream:
         if self.graph.logits not in behind:
             remedy = "It stands behind the logits, or leads to another output."
             raise InvalidArgument(message("layer", "a layer that the logits depend on", repr(self.layer), remedy))
-        producer = self.graph.producer(self.position)
-        if producer is not None and producer.rows != 1:
-            raise UnsupportedOperation(
-                f"`{producer.path}` gives {producer.rows} rows for every image: a change in one of them is no "
-                "intervention on the image. Choose a layer before the images are taken apart."
-            )
         # What the rest reads and does not depend on the activation itself.
         self._passed = tuple(sorted(passed - behind))
+        for position in (self.position, *self._passed):
+            producer = self.graph.producer(position)
+            if producer is None or producer.rows == 1:
+                continue
+            reason = "a change in one of them is no intervention on the image"
+            if position != self.position:
+                reason = f"what lies behind `{self.layer}` reads them, and an intervention has one row for every image"
+            raise UnsupportedOperation(
+                f"`{producer.path}` gives {producer.rows} rows for every image: {reason}. Choose a layer before the "
+                "images are taken apart."
+            )
 
     def known(self, images: tf.Tensor) -> Activations:
         """Run the classifier up to the layer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -95,6 +96,8 @@ class InterventionEngine:
         draws = tf.TensorSpec((None, None), tf.float32)
         self._distribution = self._traced(self._batch_distribution, [self._images(), draws])
         self._untouched = self._traced(self._batch_untouched, [self._images()])
+        edges = tf.TensorSpec((None, None), tf.float32)
+        self._counts = self._traced(self._batch_counts, [self._images(), edges])
 
     def _images(self) -> tf.TensorSpec:
         return tf.TensorSpec((None, *self.downstream.graph.input_shape[1:]), tf.float32)
@@ -119,6 +122,11 @@ class InterventionEngine:
         mean = np.clip((np.sum(total, axis=0) / np.sum(count)).astype(np.float32), low, high)
         return Distribution(low, high, mean, np.concatenate(drawn))
 
+    def counts(self, images: np.ndarray, edges: np.ndarray) -> np.ndarray:
+        """How many codes of images, over all places, are nearest to each value, (K, values); `edges` as for answers."""
+        parts = [run(self._counts, images[part], edges)[0] for part in batches(len(images), self.batch_size)]
+        return np.sum(parts, axis=0)
+
     def answers(
         self,
         images: np.ndarray,
@@ -139,7 +147,7 @@ class InterventionEngine:
             logits: Whether the answers under interventions are logits instead of outputs.
 
         Raises:
-            InvalidArgument: The network gives values that are not finite, or cannot take images of this size.
+            InvalidArgument: The network gives values that are not finite, or cannot compute with these images.
         """
         counted = edges.shape[1] > 0
         if (logits, counted) not in self._functions:
@@ -204,6 +212,10 @@ class InterventionEngine:
         count = tf.size(flat, tf.int64) // self.concepts.concepts
         drawn = tf.gather(flat, chosen, axis=1, batch_dims=1)
         return tf.reduce_min(flat, (0, 1)), tf.reduce_max(flat, (0, 1)), total, count, drawn
+
+    def _batch_counts(self, images: tf.Tensor, edges: tf.Tensor) -> tuple[tf.Tensor]:
+        codes = tf.cast(self._codes(images), tf.float32)
+        return (_counts(tf.reshape(codes, (-1, self.concepts.concepts)), edges),)
 
     def _codes(self, images: tf.Tensor) -> tf.Tensor:
         return self.concepts.encode(self.downstream.known(images)[self.downstream.position])
@@ -301,19 +313,27 @@ def run(function: Callable[..., Any], images: np.ndarray, *arguments: np.ndarray
     """Call a compiled function with a batch of images; gives its tensors as finite arrays.
 
     Raises:
-        InvalidArgument: The network cannot take images of this size, or gives values that are not finite.
+        InvalidArgument: The network cannot compute with these images, as it may be with a size that does not fit, or
+            gives values that are not finite.
     """
     try:
         arrays = [tensor.numpy() for tensor in function(images, *arguments)]
     except tf.errors.InvalidArgumentError as error:
-        expected = "images of a size that every layer of the model can take"
-        remedy = f"TensorFlow says: {error.message.partition(chr(10))[0]}"
+        expected = "images that every layer of the model can compute with"
+        remedy = f"TensorFlow says: {_reason(error.message)}"
         raise InvalidArgument(message("images", expected, f"shape {images.shape}", remedy)) from None
     if not all(np.isfinite(array).all() for array in arrays):
         expected = "values that the model can compute with in its precision"
         received = f"values up to {np.abs(images).max():.3g}, with which it gives NaN or infinity"
         raise InvalidArgument(message("images", expected, received))
     return arrays
+
+
+def _reason(text: str) -> str:
+    """The line of an error of TensorFlow that says what is wrong: the last but for the names of operations."""
+    text = re.sub(r"\[\[\{\{.*?\}\}\]\]|\{\{function_node.*?\}\}|\[Op:[^\]]*\]", "", text)
+    lines = [line.strip() for line in text.splitlines()]
+    return next((line for line in reversed(lines) if line), "nothing more").rstrip(".")
 
 
 def checked_images(images: object, graph: OperationGraph, name: str = "images") -> np.ndarray:

@@ -58,17 +58,25 @@ def expected_effect(effects: np.ndarray, weights: np.ndarray) -> np.ndarray:
         Expected effects (...).
 
     Raises:
-        InvalidArgument: The weights are negative, do not add up to 1, or are not one for every value.
+        InvalidArgument: The weights are negative, do not add up to 1, or are not one for every value; effects that
+            are no numbers, or a single one.
 
     Example:
         >>> float(expected_effect(np.array([-0.5, 0.25]), np.array([0.5, 0.5])))
         -0.125
     """
-    weights = np.asarray(weights, np.float64)
-    if weights.ndim == 0 or weights.shape[-1] != np.shape(effects)[-1]:
-        expected = f"one probability for each of the {np.shape(effects)[-1]} values"
+    effects = _numbers("effects", effects, "numbers of shape (..., values)")
+    if effects.ndim == 0:
+        raise InvalidArgument(message("effects", "numbers of shape (..., values)", "a single number"))
+    expected = f"one probability for each of the {effects.shape[-1]} values"
+    weights = _numbers("weights", weights, expected).astype(np.float64)
+    if weights.ndim == 0 or weights.shape[-1] != effects.shape[-1]:
         raise InvalidArgument(message("weights", expected, f"shape {weights.shape}"))
-    if (weights < 0).any() or not np.allclose(weights.sum(axis=-1), 1.0, rtol=0.0, atol=_TOLERANCE):
+    try:
+        np.broadcast_shapes(weights.shape, effects.shape)
+    except ValueError:
+        raise InvalidArgument(message("weights", f"shape {effects.shape}", f"shape {weights.shape}")) from None
+    if not (weights >= 0).all() or not np.allclose(weights.sum(axis=-1), 1.0, rtol=0.0, atol=_TOLERANCE):
         raise InvalidArgument(message("weights", "probabilities with sum 1", f"sums of {weights.sum(axis=-1)}"))
     return (weights * effects).sum(axis=-1)
 
@@ -90,7 +98,7 @@ def posterior_weighted(effects: np.ndarray, posterior: np.ndarray, head: Head) -
         (N, ..., 1) for a softmax, (N, ..., classes) for sigmoids.
 
     Raises:
-        InvalidArgument: The head gives no probabilities.
+        InvalidArgument: The head gives no probabilities, or the posterior is not one for every image and class.
 
     Example:
         >>> effects, posterior = np.array([[-0.5, 0.5]]), np.array([[0.75, 0.25]])
@@ -102,6 +110,22 @@ def posterior_weighted(effects: np.ndarray, posterior: np.ndarray, head: Head) -
     if head not in ("softmax", "sigmoid"):
         remedy = "Give the model the softmax or the sigmoid that belongs to its logits."
         raise InvalidArgument(message("head", "a softmax or sigmoid, whose outputs are probabilities", head, remedy))
+    effects = _numbers("effects", effects, "numbers of shape (N, ..., classes)")
+    expected = f"shape ({', '.join(str(size) for size in (*effects.shape[:1], *effects.shape[-1:]))})"
+    posterior = _numbers("posterior", posterior, expected)
+    if effects.ndim < 2 or posterior.shape != (len(effects), effects.shape[-1]):
+        received = f"shape {posterior.shape} for effects of shape {effects.shape}"
+        raise InvalidArgument(message("posterior", expected, received))
     shape = (len(posterior), *(1,) * (effects.ndim - 2), posterior.shape[-1])
     weighted = posterior.reshape(shape) * effects
     return weighted.sum(axis=-1, keepdims=True) if head == "softmax" else weighted
+
+
+def _numbers(name: str, values: Any, expected: str) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise InvalidArgument(message(name, expected, "rows of different lengths")) from None
+    if array.dtype.kind not in "fiub":
+        raise InvalidArgument(message(name, expected, f"dtype {array.dtype}"))
+    return array

@@ -50,7 +50,8 @@ class ConceptEffects:
     Args:
         concepts: A trained `ConceptAutoencoder`, or :class:`tfcausal.effects.channels.ChannelConcepts`.
         reference: What an effect refers to: `autoencoder`, the network through the untouched autoencoder: doing nothing
-            has an effect of exactly 0; `model`, the network itself: the error of the autoencoder is part of the effect.
+            has an effect of exactly 0; `model`, the network itself: the error of the autoencoder is part of every
+            effect, also of that of a dead concept.
         sign: `do_minus_observed`, equation 1, or `observed_minus_do`.
         batch_size: Images per pass up to the layer and rows per pass behind it; None chooses by the model's size. It
             changes an effect by rounding alone.
@@ -97,11 +98,13 @@ class ConceptEffects:
         scale: Scale = "probability",
         classes: Sequence[int] | None = None,
         seed: int = 0,
+        distribution_images: object = None,
     ) -> EffectResult:
         """Intervene on every node with every value, in every image.
 
-        The values of a concept are those of its code at all places of all images; P(X = x) of equation 2 is the share
-        of them that is nearest to x. `mean`, `range` and `sampled` take a pass over the images of their own.
+        The values of a concept are those of its code at all places of all images, or of `distribution_images`; P(X = x)
+        of equation 2 is the share of them that is nearest to x. `mean`, `range` and `sampled`, and frequencies from
+        images of their own, take a pass over these images.
 
         Args:
             images: (N, height, width, channels) in the model's input space.
@@ -115,16 +118,25 @@ class ConceptEffects:
                 evidence for one class that a softmax does not pass on to the others.
             classes: The classes whose effects are kept; None for all. With a thousand classes and hundreds of nodes,
                 the result is what takes the memory.
-            seed: Seed of the sampled values.
+            seed: Seed of the sampled values, 0 or more.
+            distribution_images: Images that say which values the concepts have and how often, such as those of the
+                training: with them an image's effects do not depend on the other images of the call, so that the same
+                intervention is made in clean and in attacked images. `sampled` then draws `points` places from them,
+                the same for all images. None: `images` themselves.
 
         Returns:
             The answers image by image, from which :meth:`EffectResult.summary` makes means with intervals. A concept
-            that has the same value at all places of all images is `dead`: zero-out has an effect of exactly 0 where
-            this value is 0, the other kinds of values always.
+            that has the same value at all places of all `images` is `dead`. An intervention that sets it to this value
+            leaves the codes as they are: zero-out where the value is 0, and `mean`, `range` and `sampled` of the images
+            themselves. With `reference="autoencoder"` its effect is exactly 0; with `reference="model"` it is what the
+            untouched autoencoder alone does to the answer, exactly `untouched - observed`, as for any concept left
+            alone. (Changed images against `observed_images` bring their own difference.) Another value, given as a
+            number or by `distribution_images`, is an intervention like any other.
 
         Raises:
             InvalidArgument: The autoencoder is not trained; images that the model does not take, or `observed_images`
-                of another number; nodes, values, points or classes outside their range; sampled values with one image.
+                of another number; nodes, values, points, classes or a seed outside their range; sampled values with
+                one image.
 
         Warns:
             UserWarning: The network does not answer to these images through the autoencoder as it does without it
@@ -141,9 +153,15 @@ class ConceptEffects:
         kept = checked_classes(classes, downstream.graph.num_classes)
         chosen = checked_nodes(nodes, self.concepts.concepts)
         observed = None if observed_images is None else checked_pairs(observed_images, array, downstream.graph)
-        setting = settings(values, points, seed, self.engine, array, chosen)
+        source = None
+        if distribution_images is not None:
+            source = checked_images(distribution_images, downstream.graph, "distribution_images")
+        setting = settings(values, points, seed, self.engine, array, chosen, source)
         groups = members(chosen, self.concepts.concepts)
-        answers = self.engine.answers(array, groups, setting.values, setting.edges, kept, scale == "logit")
+        edges, counts = setting.edges, None
+        if source is not None and edges.shape[1]:
+            edges, counts = edges[:, :0], self.engine.counts(source, edges)
+        answers = self.engine.answers(array, groups, setting.values, edges, kept, scale == "logit")
         agreement = agreement_of(answers.model[0], answers.untouched[0], self.concepts.head)
         if not agreement.faithful:
             warnings.warn(agreement.text, UserWarning, stacklevel=2)
@@ -160,7 +178,7 @@ class ConceptEffects:
             head=self.head,
             nodes=chosen,
             values=setting.columns(chosen),
-            frequencies=setting.frequencies(chosen, answers.counts),
+            frequencies=setting.frequencies(chosen, answers.counts if counts is None else counts),
             dead=np.array([constant[group].all() for group in groups]),
             classes=kept,
             intervention=setting.name,

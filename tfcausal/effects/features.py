@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from tfcausal.errors import InvalidArgument, message
+from tfcausal.evaluation.roc_arguments import array_of
 
 MAP_STATISTICS = ("total_variation", "mean_magnitude", "largest_magnitude", "entropy")
 
@@ -32,9 +33,9 @@ def low_confidence(outputs: Any, multi_label: bool = False) -> np.ndarray:
         >>> low_confidence([[0.75, 0.25], [0.0, 1.0]]).tolist()
         [0.25, 0.0]
     """
-    array = np.asarray(outputs, np.float64)
+    expected = "probabilities of shape (N, classes)"
+    array = array_of("outputs", outputs, expected, np.float64)
     if array.ndim != 2 or not array.size or not ((array >= 0) & (array <= 1)).all():
-        expected = "probabilities of shape (N, classes)"
         received = f"shape {array.shape}" if array.ndim != 2 or not array.size else "values outside [0, 1]"
         raise InvalidArgument(message("outputs", expected, received))
     if multi_label or array.shape[1] == 1:
@@ -51,11 +52,16 @@ def largest_effect(effects: Any) -> np.ndarray:
     Returns:
         (N,).
 
+    Raises:
+        InvalidArgument: No effects, or NaN or infinity among them.
+
     Example:
         >>> largest_effect([[0.25, -0.5], [0.0, 0.125]]).tolist()
         [0.5, 0.125]
     """
-    array = np.asarray(effects, np.float64)
+    array = _finite("effects", effects, "effects of shape (N, ...)")
+    if not array.ndim or not array.size:
+        raise InvalidArgument(message("effects", "effects of shape (N, ...), at least one", f"shape {array.shape}"))
     return np.abs(array.reshape(len(array), -1)).max(axis=1)
 
 
@@ -71,15 +77,16 @@ def map_statistics(maps: Any) -> np.ndarray:
         their sum, divided by that of a uniform map, in [0, 1], 0 for a map of zeros.
 
     Raises:
-        InvalidArgument: Another shape.
+        InvalidArgument: Another shape, or NaN or infinity.
 
     Example:
         >>> map_statistics(np.array([[0.0, 0.0], [0.0, -4.0]]).reshape(1, 2, 2, 1)).tolist()
         [[2.0, 1.0, 4.0, 0.0]]
     """
-    array = np.asarray(maps, np.float64)
+    expected = "maps of shape (N, height, width, 1)"
+    array = _finite("maps", maps, expected)
     if array.ndim != 4 or array.shape[3] != 1 or min(array.shape[1:3]) < 2 or not len(array):
-        raise InvalidArgument(message("maps", "maps of shape (N, height, width, 1)", f"shape {array.shape}"))
+        raise InvalidArgument(message("maps", expected, f"shape {array.shape}"))
     strength = np.abs(array).reshape(len(array), -1)
     steps = [np.abs(np.diff(array, axis=axis)).reshape(len(array), -1) for axis in (1, 2)]
     total = strength.sum(axis=1, keepdims=True)
@@ -88,3 +95,12 @@ def map_statistics(maps: Any) -> np.ndarray:
     entropy = np.abs((shares * surprise).sum(axis=1)) / np.log(strength.shape[1])
     variation = np.concatenate(steps, axis=1).mean(axis=1)
     return np.stack([variation, strength.mean(axis=1), strength.max(axis=1), entropy], axis=1)
+
+
+def _finite(name: str, values: Any, expected: str) -> np.ndarray:
+    """Numbers as float64; NaN would become the feature of an image."""
+    array = array_of(name, values, expected, np.float64)
+    bad = array.size - np.count_nonzero(np.isfinite(array))
+    if bad:
+        raise InvalidArgument(message(name, "finite numbers", f"NaN or infinity in {bad} of {array.size} values"))
+    return array

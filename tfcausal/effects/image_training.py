@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -97,28 +97,35 @@ class ImageTraining(keras.Model):
         """Train like `keras.Model.fit`, on arrays of images, or on data sets of them with or without labels.
 
         Raises:
-            InvalidArgument: Images that the model cannot be trained on; sample weights.
+            InvalidArgument: No images, or such as the model cannot be trained on; sample weights.
             TrainingDiverged: The loss is no longer finite. The weights are those of the last good step.
         """
         _refuse_weights(kwargs.get("sample_weight"))  # without labels Keras would drop them
+        _refuse_nothing(args, kwargs)
         self._ready()
         with plain_errors():
-            return super().fit(*args, **kwargs)
+            history = super().fit(*args, **kwargs)
+        if history.epoch and not history.history:  # a data set that does not say how long it is
+            raise _nothing("no batch")
+        return history
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate like `keras.Model.evaluate`; errors as for `fit`."""
+        _refuse_nothing(args, kwargs)
         self._ready()
         with plain_errors():
             return super().evaluate(*args, **kwargs)
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Train on one batch like `keras.Model.train_on_batch`; errors as for `fit`."""
+        _refuse_nothing(args, kwargs)
         self._ready()
         with plain_errors():
             return super().train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate on one batch like `keras.Model.test_on_batch`; errors as for `fit`."""
+        _refuse_nothing(args, kwargs)
         self._ready()
         with plain_errors():
             return super().test_on_batch(*args, **kwargs)
@@ -153,3 +160,20 @@ def _refuse_weights(sample_weight: Any) -> None:
     if sample_weight is not None:
         remedy = "Leave them out, or map the data set to its images."
         raise InvalidArgument(message("sample_weight", "None for a model that is trained on images", "weights", remedy))
+
+
+def _refuse_nothing(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Without a batch, Keras would give an empty history and no loss."""
+    images = args[0] if args else kwargs.get("x")
+    count: int | None
+    if isinstance(images, tf.data.Dataset):
+        count = int(images.cardinality())
+    else:
+        shape = getattr(images, "shape", (None,) if not isinstance(images, (list, tuple)) else (len(images),))
+        count = shape[0] if len(shape) else None
+    if count == 0:
+        raise _nothing("none")
+
+
+def _nothing(received: str) -> InvalidArgument:
+    return InvalidArgument(message("x", "at least one image", received))

@@ -201,10 +201,11 @@ def clean_and_attacked(explainer: Measures, clean: Any, attacked: Any, targets: 
             the evidence for it.
 
     Raises:
-        InvalidArgument: The arrays have different shapes; or as for the explainer.
+        InvalidArgument: The arrays have different shapes, or images of different sizes; or as for the explainer.
     """
-    if np.shape(clean) != np.shape(attacked):
-        expected = f"an image for every clean image, of shape {np.shape(clean)}"
+    shape = _shape("clean", clean)
+    if _shape("attacked", attacked) != shape:
+        expected = f"an image for every clean image, of shape {shape}"
         raise InvalidArgument(message("attacked", expected, f"shape {np.shape(attacked)}"))
     of_clean = isinstance(targets, str)
     if of_clean and targets != "clean":
@@ -213,6 +214,13 @@ def clean_and_attacked(explainer: Measures, clean: Any, attacked: Any, targets: 
     second = explainer.measure(attacked, first.classes if of_clean else targets)
     limit = float(max(np.abs(first.maps).max(), np.abs(second.maps).max()))
     return MapPair(first.maps, second.maps, first.classes, second.classes, limit)
+
+
+def _shape(name: str, images: Any) -> tuple[int, ...]:
+    try:
+        return np.shape(images)
+    except ValueError:
+        raise InvalidArgument(message(name, "images of one size", "rows of different lengths")) from None
 
 
 def _check_choices(sign: object, scale: object) -> None:

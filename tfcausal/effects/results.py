@@ -13,6 +13,7 @@ from tfcausal.effects.equations import Head, Sign, effect, expected_effect, post
 from tfcausal.effects.intervals import mean_intervals
 from tfcausal.errors import InvalidArgument, message
 from tfcausal.evaluation.statistics import Estimate
+from tfcausal.saliency.arguments import check_integer
 from tfcausal.saliency.base import check_targets
 
 Node = int | tuple[int, ...]
@@ -68,12 +69,12 @@ class EffectSummary:
         classes = self.classes.tolist()
         if of is None and len(classes) == 1:
             of = classes[0]
-        if node not in self.nodes:
+        if not isinstance(node, (int, np.integer, tuple)) or node not in self.nodes:
             raise InvalidArgument(message("node", f"one of {', '.join(map(str, self.nodes))}", repr(node)))
         if of not in classes:
             raise InvalidArgument(message("of", f"one of the classes {', '.join(map(str, classes))}", repr(of)))
-        if not 0 <= value < self.effect.shape[1]:
-            raise InvalidArgument(message("value", f"a position below {self.effect.shape[1]}", value))
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < self.effect.shape[1]:
+            raise InvalidArgument(message("value", f"a position below {self.effect.shape[1]}", repr(value)))
         place = self.nodes.index(node), value, classes.index(of)
         return Estimate(float(self.effect[place]), float(self.low[place]), float(self.high[place]), self.n)
 
@@ -169,12 +170,13 @@ class EffectResult:
                 classes, with sigmoids class by class (:func:`tfcausal.effects.equations.posterior_weighted`).
             expected: Whether the values of a concept are put together by equation 2, weighted with `frequencies`,
                 which count as known: the interval is for these weights. Otherwise one effect for every value.
-            seed: Seed of the resampling.
-            resamples: Number of bootstrap samples.
+            seed: Seed of the resampling, 0 or more.
+            resamples: Number of bootstrap samples, at least 1.
 
         Raises:
             InvalidArgument: An unknown weighting; posterior weights for a linear head or for some of the classes;
-                sampled values one by one, which differ from image to image.
+                sampled values one by one, which differ from image to image; a seed or a number of resamples outside its
+                range.
         """
         effects, classes = self.effects, self.classes
         if weighting == "posterior":
@@ -196,8 +198,8 @@ class EffectResult:
             targets: Class indices (N,) or one-hot rows (N, classes); an integer for the same class in all images; None
                 for the class that the observed answer is largest for.
             expected: As for :meth:`summary`.
-            seed: Seed of the resampling.
-            resamples: Number of bootstrap samples.
+            seed: Seed of the resampling, 0 or more.
+            resamples: Number of bootstrap samples, at least 1.
 
         Returns:
             The effects with one column of classes: the class, or -1 where the images have different ones.
@@ -224,6 +226,8 @@ class EffectResult:
     def _summarised(
         self, effects: np.ndarray, classes: np.ndarray, expected: bool, seed: int, resamples: int
     ) -> EffectSummary:
+        check_integer("seed", seed, 0)
+        check_integer("resamples", resamples)
         values = self.values
         if not expected and self.intervention == "sampled":
             remedy = "The values of different images have nothing in common."

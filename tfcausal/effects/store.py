@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,8 @@ class EffectStore:
         """
         self.check(settings, overwrite)
         if overwrite:
+            # First the rows: what is measured otherwise must not be read as the new effects after a kill.
+            self._write_tables({name: [] for name in _TABLES})
             remove(self.folder)
             remove(self.maps)
         for place in (self.folder, self.maps.parent):
@@ -143,6 +145,10 @@ class EffectStore:
         Raises:
             RunError: A table that is there is damaged.
         """
+        self._write_tables(parts)
+        write_atomic(self.folder / "finished.json", to_json(findings))
+
+    def _write_tables(self, parts: Mapping[str, Sequence[pandas.DataFrame]]) -> None:
         for name, frames in parts.items():
             path, schema = self.root / name, _TABLES[name]
             others = (
@@ -152,17 +158,13 @@ class EffectStore:
             kept = [frame for frame in rows if len(frame)]
             if kept:
                 write_table(path, schema, pandas.concat(kept, ignore_index=True))
-        write_atomic(self.folder / "finished.json", to_json(findings))
+            elif path.exists():
+                remove(path)
 
 
 def finished_models(root: Path) -> list[str]:
     """The models whose effects are measured, in alphabetical order."""
     return sorted(path.parent.name for path in (root / "effects").glob("*/finished.json"))
-
-
-def measured(root: Path) -> Iterator[EffectStore]:
-    """The stores of the models whose effects are measured."""
-    return (EffectStore(root, name) for name in finished_models(root))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Settings:
 
     Attributes:
         name: `zero`, `mean`, `range`, `sampled` or `values`.
-        values: (1, values, K), or (N, values, K) where they differ from image to image, float32.
+        values: (1, values, K) for all images the same, or (N, values, K), one set for every image, float32.
         edges: Between which of the values a code is nearest to one and the next, (K, values - 1); none for sampled.
     """
 
@@ -50,13 +50,21 @@ class Settings:
 
 
 def settings(
-    values: Values, points: int, seed: int, engine: InterventionEngine, images: np.ndarray, nodes: Sequence[Node]
+    values: Values,
+    points: int,
+    seed: int,
+    engine: InterventionEngine,
+    images: np.ndarray,
+    nodes: Sequence[Node],
+    distribution_images: np.ndarray | None = None,
 ) -> Settings:
-    """What `values` stands for with these images.
+    """What `values` stands for with these images, or with others that are to say what the concepts are like.
 
     Raises:
         InvalidArgument: Unknown values, or such as do not go with the nodes or the number of images.
     """
+    check_integer("seed", seed, 0)
+    source = images if distribution_images is None else distribution_images
     concepts = engine.concepts.concepts
     if isinstance(values, str):
         if values not in _NAMES:
@@ -65,11 +73,14 @@ def settings(
         if values == "zero":
             return _fixed("zero", np.zeros((1, concepts), np.float32))
         if values == "sampled":
-            return _sampled(check_integer("points", points), seed, engine, images)
+            check_integer("points", points)
+            if distribution_images is None:
+                return _sampled(points, seed, engine, images)
+            return _sampled_elsewhere(points, seed, engine, source)
         several = values == "range"
         check_integer("points", points, 2 if several else 1)
         _refuse_joint(several, values, nodes)
-        distribution = engine.distribution(images, np.zeros((len(images), 0), np.float32))
+        distribution = engine.distribution(source, np.zeros((len(source), 0), np.float32))
         if values == "mean":
             return _fixed("mean", distribution.mean[None])
         return _fixed("range", np.linspace(distribution.lowest, distribution.highest, points, dtype=np.float32))
@@ -97,13 +108,28 @@ def _sampled(points: int, seed: int, engine: InterventionEngine, images: np.ndar
     return Settings("sampled", values, np.zeros((engine.concepts.concepts, 0), np.float32))
 
 
+def _sampled_elsewhere(points: int, seed: int, engine: InterventionEngine, images: np.ndarray) -> Settings:
+    """Codes at random places of images of their own: the same draws for every image that is intervened on."""
+    random = np.random.default_rng(seed)
+    image = random.integers(0, len(images), points)
+    # Only the images drawn are needed, one draw from each.
+    distribution = engine.distribution(images[image], random.random((points, 1), np.float32))
+    return Settings("sampled", distribution.drawn[:, 0][None], np.zeros((engine.concepts.concepts, 0), np.float32))
+
+
 def _numbers(values: object) -> np.ndarray:
     """Numbers given by the user, ascending, float32."""
     expected = f"{', '.join(_NAMES)}, a number, or different finite numbers"
     try:
-        numbers = np.atleast_1d(np.asarray(values, np.float32))
-    except (TypeError, ValueError):
+        given = np.atleast_1d(np.asarray(values))
+        # True is no number, also not beside one, with which an array would make it 1.
+        with np.errstate(over="ignore"):
+            numbers = given.astype(np.float32)
+        elements = np.ravel(np.asarray(values, object))
+    except (TypeError, ValueError, OverflowError):
         raise InvalidArgument(message("values", expected, repr(values))) from None
+    if given.dtype.kind not in "fiu" or any(isinstance(element, (bool, np.bool_)) for element in elements):
+        raise InvalidArgument(message("values", expected, repr(values)))
     different = len(np.unique(numbers)) == numbers.size
     if numbers.ndim != 1 or not numbers.size or not np.isfinite(numbers).all() or not different:
         raise InvalidArgument(message("values", expected, repr(values)))

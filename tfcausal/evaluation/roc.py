@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tfcausal.errors import InvalidArgument, message
+from tfcausal.evaluation.roc_arguments import checked_column, checked_groups, checked_rate, checked_samples
 from tfcausal.evaluation.statistics import Estimate, proportion
 
 _Z_95 = 1.959963984540054
@@ -130,17 +131,16 @@ def areas(labels: Any, scores: Any, clusters: Any = None) -> Areas:
         The areas; NaN where a class is missing, and a covariance of NaN where one has fewer than two clusters.
 
     Raises:
-        InvalidArgument: Another shape, labels that are not 0 and 1, or scores that are not finite.
+        InvalidArgument: Another shape, labels that are not 0 and 1, scores that are not finite, or clusters with
+            gaps (None or NaN).
 
     Example:
         >>> result = areas([0, 0, 1, 1], [[0.1, 0.3], [0.4, 0.2], [0.35, 0.1], [0.8, 0.4]])
         >>> result.values.tolist()
         [0.75, 0.5]
     """
-    positive, columns = _checked(labels, scores)
-    names = np.arange(len(positive)) if clusters is None else np.asarray(clusters)
-    if names.shape != positive.shape:
-        raise InvalidArgument(message("clusters", f"one value for each of {len(positive)} samples", f"{names.shape}"))
+    positive, columns = checked_samples(labels, scores)
+    names = checked_groups(clusters, len(positive), "clusters", "samples")
     first, second = columns[positive], columns[~positive]
     m, n, k = len(first), len(second), columns.shape[1]
     counts = len(np.unique(names[positive])), len(np.unique(names[~positive]))
@@ -186,7 +186,7 @@ def area(labels: Any, scores: Any, clusters: Any = None) -> Area:
         >>> round(result.value, 3), round(result.low, 3), round(result.high, 3)
         (0.889, 0.261, 0.995)
     """
-    result = areas(labels, _column(scores), clusters)
+    result = areas(labels, checked_column(scores), clusters)
     value, variance = float(result.values[0]), float(result.covariance[0, 0])
     if isnan(variance):
         return Area(value, nan, nan, nan, result.positives, result.negatives)
@@ -234,7 +234,9 @@ def compare(labels: Any, first: Any, second: Any, clusters: Any = None) -> Compa
         >>> round(result.difference, 3), round(result.p, 3)
         (0.111, 0.724)
     """
-    result = areas(labels, np.concatenate([_column(first, "first"), _column(second, "second")], axis=1), clusters)
+    result = areas(
+        labels, np.concatenate([checked_column(first, "first"), checked_column(second, "second")], axis=1), clusters
+    )
     difference = float(result.values[0] - result.values[1])
     contrast = np.array([1.0, -1.0])
     variance = float(contrast @ result.covariance @ contrast)
@@ -259,7 +261,7 @@ def roc_curve(labels: Any, scores: Any) -> RocCurve:
         >>> curve.true_positive_rates.tolist(), curve.false_positive_rates.tolist()
         ([0.0, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0])
     """
-    positive, columns = _checked(labels, _column(scores))
+    positive, columns = checked_samples(labels, checked_column(scores))
     thresholds, hits, alarms = _counted(positive, columns[:, 0])
     m, n = hits[-1], alarms[-1]
     nothing = np.full(len(thresholds), nan)
@@ -287,7 +289,7 @@ def youden_threshold(labels: Any, scores: Any) -> float:
         >>> youden_threshold([0, 0, 1, 1], [0.0, 0.25, 0.75, 1.0])
         0.5
     """
-    positive, columns = _checked(labels, _column(scores))
+    positive, columns = checked_samples(labels, checked_column(scores))
     m, n = int(positive.sum()), int((~positive).sum())
     if not m or not n:
         received = f"{m} positive and {n} negative"
@@ -314,19 +316,21 @@ def threshold_at(labels: Any, scores: Any, false_positive_rate: float) -> float:
         >>> threshold_at([0, 0, 0, 0, 1], [0.0, 0.5, 0.25, 1.0, 2.0], 0.25)
         0.75
     """
-    if not 0 <= false_positive_rate < 1:
-        raise InvalidArgument(message("false_positive_rate", "a number in [0, 1)", false_positive_rate))
-    positive, columns = _checked(labels, _column(scores))
+    rate = checked_rate("false_positive_rate", false_positive_rate, "a number in [0, 1)", lambda rate: 0 <= rate < 1)
+    positive, columns = checked_samples(labels, checked_column(scores))
     negatives = columns[~positive, 0]
     if not len(negatives):
         raise InvalidArgument(message("labels", "negative samples to choose a threshold with", "positive ones only"))
     thresholds, _, alarms = _counted(np.zeros(len(negatives), bool), negatives)
-    kept = int(np.flatnonzero(alarms <= false_positive_rate * len(negatives) + 1e-9)[-1])
+    kept = int(np.flatnonzero(alarms <= rate * len(negatives) + 1e-9)[-1])
     return _between(thresholds, kept) if kept else float(np.nextafter(thresholds[1], np.inf))
 
 
 def operating_point(labels: Any, scores: Any, threshold: float) -> OperatingPoint:
     """True and false positive rate at a threshold that was chosen elsewhere, with Wilson intervals.
+
+    The intervals take all samples of a class as independent. Where several are of one cluster, such as the images of a
+    patient, they are too narrow, unlike those of :func:`area`, which knows the clusters.
 
     Args:
         labels: As for :func:`areas`.
@@ -334,18 +338,17 @@ def operating_point(labels: Any, scores: Any, threshold: float) -> OperatingPoin
         threshold: From this score on a sample counts as positive; not NaN.
 
     Raises:
-        InvalidArgument: The threshold is NaN; or as for :func:`areas`.
+        InvalidArgument: The threshold is NaN or no number; or as for :func:`areas`.
 
     Example:
         >>> point = operating_point([0, 0, 1, 1], [0.1, 0.6, 0.4, 0.8], 0.5)
         >>> point.true_positive_rate.value, point.false_positive_rate.value
         (0.5, 0.5)
     """
-    if isnan(threshold):
-        raise InvalidArgument(message("threshold", "a number", threshold))
-    positive, columns = _checked(labels, _column(scores))
+    threshold = checked_rate("threshold", threshold, "a number", lambda number: not isnan(number))
+    positive, columns = checked_samples(labels, checked_column(scores))
     called = columns[:, 0] >= threshold
-    return OperatingPoint(float(threshold), proportion(called[positive]), proportion(called[~positive]))
+    return OperatingPoint(threshold, proportion(called[positive]), proportion(called[~positive]))
 
 
 def _counted(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -371,30 +374,3 @@ def _midranks(columns: np.ndarray) -> np.ndarray:
         _, inverse, counts = np.unique(column, return_inverse=True, return_counts=True)
         ranks[:, place] = (counts.cumsum() - (counts - 1) / 2)[inverse]
     return ranks
-
-
-def _column(scores: Any, name: str = "scores") -> np.ndarray:
-    array = np.asarray(scores)
-    if array.ndim != 1:
-        raise InvalidArgument(message(name, "an array of shape (n,)", f"shape {array.shape}"))
-    return array[:, np.newaxis]
-
-
-def _checked(labels: Any, scores: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Labels as booleans (n,) and scores as float64 (n, k)."""
-    positive, columns = np.asarray(labels), np.asarray(scores)
-    if positive.ndim != 1 or positive.dtype.kind not in "biuf" or not np.isin(positive, (0, 1)).all():
-        expected = "booleans, or zeros and ones, of shape (n,)"
-        received = f"shape {positive.shape}" if positive.ndim != 1 else "other values"
-        raise InvalidArgument(message("labels", expected, received))
-    columns = columns[:, np.newaxis] if columns.ndim == 1 else columns
-    if columns.ndim != 2 or columns.dtype.kind not in "biuf" or len(columns) != len(positive):
-        expected = f"numbers of shape ({len(positive)},) or ({len(positive)}, k), one row for every label"
-        received = f"shape {np.shape(scores)} and dtype {columns.dtype}"
-        raise InvalidArgument(message("scores", expected, received))
-    columns = columns.astype(np.float64)
-    if not np.isfinite(columns).all():
-        bad = np.flatnonzero(~np.isfinite(columns).all(axis=1))
-        received = f"NaN or infinity in {len(bad)} of {len(columns)} samples, first in sample {bad[0]}"
-        raise InvalidArgument(message("scores", "finite numbers", received))
-    return positive.astype(bool), columns

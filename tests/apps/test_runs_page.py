@@ -1,0 +1,113 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tfcausal import explorer_command
+from tfcausal.overlays import to_png
+from tfcausal.report import headline
+from tfcausal.runs import RunDirectory
+
+
+def errors(app):
+    assert not app.exception
+    return [error.value for error in app.error]
+
+
+def test_every_run_is_listed_with_its_state_and_a_broken_one_disturbs_no_other(explorer, finished_runs):
+    app = explorer(finished_runs, run="small")
+    assert errors(app) == []
+    listed = app.dataframe[0].value.set_index("run")
+    states = listed["state"].str.split().str[1].to_dict()
+    assert states == {"small": "complete", "failed": "failed", "other": "complete", "half": "broken"}
+    assert listed.loc["failed", "problem"] == "no space left"
+    assert "data" in listed.loc["half", "problem"]
+    table = app.dataframe[1].value
+    expected = headline(RunDirectory.open(finished_runs / "small").metrics)
+    assert {name: table[name].tolist() for name in table} == {column.title: column.cells for column in expected}
+
+
+def test_a_broken_run_says_what_is_wrong_with_it(explorer, finished_runs):
+    (error,) = errors(explorer(finished_runs, run="half"))
+    assert error.startswith("broken: ")
+    assert "data" in error
+
+
+def test_a_failed_run_shows_its_error_and_what_it_trained(explorer, finished_runs):
+    app = explorer(finished_runs, run="failed")
+    assert errors(app) == ["failed: no space left"]
+    assert "value" in app.query_params
+
+
+def test_a_training_run_shows_its_epochs_and_terms_and_is_followed(explorer, runs, running):
+    app = explorer(runs, run="training")
+    assert errors(app) == []
+    assert app.dataframe[0].value.set_index("run").loc["training", "state"].split()[1] == "running"
+    shown = [element.proto.text for element in app.get("progress")]
+    assert shown == ["plain: 1 of 3 epochs", "ppi: 0 of 3 epochs", "cfcn: 0 of 3 epochs"]
+    row = pd.read_csv(running / "models" / "plain" / "history.csv").iloc[0]
+    history = running / "models" / "plain" / "history.csv"
+    lines = history.read_text().splitlines()
+    history.write_text("\n".join([*lines, lines[-1].replace("1,", "2,", 1)]) + "\n")
+    app.run()
+    assert app.get("progress")[0].proto.text == "plain: 2 of 3 epochs"
+    assert 0 < row["loss"] < 10
+
+    (running / ".lock").write_text(str(2**22 + 1))  # above the largest process number
+    app.run()
+    assert app.dataframe[0].value.set_index("run").loc["training", "state"].split()[1] == "stopped"
+
+
+def test_a_run_that_is_deleted_while_it_is_shown_is_gone_without_a_crash(explorer, runs):
+    app = explorer(runs, run="small")
+    shutil.rmtree(runs / "small")
+    app.run()
+    assert errors(app) == ["failed: no space left"]  # the run that is now the first one
+    assert "small" not in app.selectbox(key="choice-run").options
+
+
+def test_configurations_are_compared_by_setting(explorer, finished_runs):
+    app = explorer(finished_runs, run="small", configs=["small", "other"])
+    differences = app.dataframe[2].value
+    assert differences.to_dict("records") == [{"setting": "seed", "small": "3", "other": "4"}]
+
+
+@pytest.mark.parametrize("name", ["../..", "/etc", "small/models", "..", "half/../small", "\x00"])
+def test_a_link_to_a_path_opens_nothing(explorer, finished_runs, name):
+    app = explorer(finished_runs, run=name)
+    assert not app.exception
+    assert "There is no run" in app.warning[0].value
+    assert app.query_params["run"] == "failed"  # the one that changed last
+
+
+def test_metrics_of_another_shape_are_reported(explorer, runs):
+    metrics = json.loads((runs / "small" / "metrics.json").read_text())
+    del metrics["headline_split"]
+    (runs / "small" / "metrics.json").write_text(json.dumps(metrics))
+    (error,) = errors(explorer(runs, run="small"))
+    assert "cannot be read (KeyError: 'headline_split')" in error
+
+
+def test_without_runs_the_quickstart_is_offered(explorer, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(explorer_command, "start_quickstart", started.append)
+    app = explorer(tmp_path / "nothing")
+    assert errors(app) == []
+    assert "There are no runs" in app.info[0].value
+    assert f"--runs {tmp_path / 'nothing'}" in app.code[0].value
+    app.button[0].click().run()
+    assert started == [tmp_path / "nothing"]
+    assert not app.exception
+
+
+def test_the_snapshots_of_a_training_are_shown(explorer, runs):
+    folder = runs / "small" / "snapshots" / "ppi"
+    folder.mkdir(parents=True)
+    for epoch in (1, 3):
+        (folder / f"saliency-epoch-{epoch:04d}.png").write_bytes(to_png(np.zeros((2, 2, 3))))
+    app = explorer(runs, run="small")
+    assert app.subheader[0].value == "ppi, maps after epoch 3"
+    (picture,) = app.get("image")
+    assert picture.proto.imgs[0].alt == "Images and saliency maps of ppi after epoch 3"

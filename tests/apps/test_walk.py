@@ -1,0 +1,158 @@
+"""A walk through the explorer in a real browser. It is left out only where there is no Chromium."""
+
+import shutil
+import socket
+
+import pytest
+import zarr
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
+IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
+DRAWN = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    with chromium.new_context(viewport={"width": 1400, "height": 1000}) as context:
+        context.set_default_timeout(60_000)
+        yield context.new_page()
+
+
+def settle(page, title):
+    """Wait until a page is drawn, and refuse it if anything in it went wrong."""
+    page.get_by_role("heading", name=title, exact=True, level=1).wait_for()
+    for _ in range(3):  # a click takes a moment to reach the server
+        page.wait_for_timeout(200)
+        page.wait_for_function(f"{IDLE} && {DRAWN}")
+    assert page.get_by_test_id("stException").count() == 0
+    errors = page.get_by_test_id("stAlertContentError")
+    assert errors.all_inner_texts() == []
+
+
+def opened(page, count=12):
+    """The names under the pictures."""
+    page.wait_for_function(f"document.querySelectorAll('[class*=st-key-open-] button').length == {count}")
+    return page.locator("[class*='st-key-open-'] button").all_inner_texts()
+
+
+def choose(page, label, option):
+    box = page.get_by_role("combobox", name=label).first
+    box.evaluate("box => box.scrollIntoView({block: 'center'})")  # scrolling closes an open list
+    page.wait_for_timeout(300)
+    box.fill(option)
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_a_walk_through_every_page(server, page, finished_runs):
+    stored = zarr.open_group(finished_runs / "small" / "maps.zarr", mode="r")["splits/test_shuffled"]
+    page.goto(f"{server}/?run=small")
+    settle(page, "Runs")
+    assert page.get_by_test_id("stDataFrame").count() >= 2
+
+    page.get_by_role("link", name="Images", exact=True).click()
+    settle(page, "Images")
+    opened(page)
+    texts = page.get_by_test_id("stMain").locator("img").evaluate_all("all => all.map(image => image.alt)")
+    assert len(texts) == 12
+    assert all("wbp map of plain" in text for text in texts)
+
+    choose(page, "Model", "cfcn")
+    settle(page, "Images")
+    page.get_by_role("radio", name="wrong", exact=True).click()
+    settle(page, "Images")
+    choose(page, "Sort by", "loss")
+    settle(page, "Images")
+    page.get_by_role("radio", name="largest", exact=True).click()
+    settle(page, "Images")
+    answers, labels = stored["probabilities/cfcn"][:], stored["labels"][:]
+    worst = int(answers[range(60), labels].argmin())
+    assert opened(page)[0] == stored.attrs["names"][worst].rsplit("/", 1)[-1]
+
+    choose(page, "Method", "gradient")
+    settle(page, "Images")
+    assert page.get_by_role("img", name="gradient, logits per unit").count() == 1
+    view, before = page.url, opened(page)
+    assert "method=gradient" in view
+    page.reload()
+    settle(page, "Images")
+    assert page.url == view
+    assert opened(page) == before
+
+    first = page.locator("[class*='st-key-open-'] button").first
+    first.focus()
+    page.keyboard.press("Enter")
+    settle(page, "One image")
+    assert page.get_by_role("textbox", name="Image").input_value() == stored.attrs["names"][worst]
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length == 2")
+    assert page.get_by_test_id("stMain").locator("img").count() >= 4
+    choose(page, "Beside it", "plain")
+    settle(page, "One image")
+    page.wait_for_function("document.querySelectorAll('.js-plotly-plot').length == 4")
+
+    page.get_by_role("link", name="Compare", exact=True).click()
+    settle(page, "Compare")
+    assert len(opened(page, count=8)) == 8
+    choose(page, "Second model", "small: ppi")
+    settle(page, "Compare")
+    page.get_by_role("radio", name="attention", exact=True).click()
+    settle(page, "Compare")
+    assert "change=attention" in page.url
+
+    page.go_back()
+    settle(page, "Compare")
+    assert "change=answer" in page.url
+    assert page.get_by_role("radio", name="answer", exact=True).is_checked()
+
+
+def test_the_exports_of_a_view_are_files(server, page, finished_runs):
+    page.goto(f"{server}/images?run=small&model=ppi&answer=wrong")
+    settle(page, "Images")
+    with page.expect_download() as table:
+        page.get_by_role("button", name="CSV").click()
+    lines = table.value.path().read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("position,name,label,predicted,right,confidence,loss,mask_energy")
+    assert all(",False," in line for line in lines[1:])
+    with page.expect_download() as picture:
+        page.get_by_role("button", name="PNG").click()
+    assert picture.value.path().read_bytes()[1:4] == b"PNG"
+    page.get_by_role("button", name="Link").click()
+    link = page.get_by_test_id("stCode").inner_text()
+    assert link == page.url
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_explorer_follows_the_colours_of_the_system(server, chromium, scheme):
+    with chromium.new_context(color_scheme=scheme) as context:
+        page = context.new_page()
+        page.goto(f"{server}/?run=small")
+        settle(page, "Runs")
+        colour = "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
+        assert page.evaluate(colour) == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 24, 30)"}[scheme]
+
+
+def test_the_server_answers_on_this_machine_only_and_talks_to_no_other_site(server, page):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{server}/?run=small")
+    settle(page, "Runs")
+    assert [url for url in asked if not url.startswith((server, "data:", "blob:"))] == []
+    port = int(server.rsplit(":", 1)[1])
+    for host, expected in (("evil.example", b"403"), ("localhost", b"101")):
+        lines = ["GET /_stcore/stream HTTP/1.1", f"Host: {host}:{port}", f"Origin: http://{host}:{port}"]
+        lines += ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13"]
+        lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "", ""]
+        with socket.create_connection(("localhost", port), timeout=10) as connection:
+            connection.sendall("\r\n".join(lines).encode())
+            assert connection.recv(64).split()[1] == expected

@@ -1,0 +1,178 @@
+"""The work behind `tfcausal explore`: finds the explorer, starts it on this machine only, and opens a browser on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from tfcausal.errors import InvalidArgument, RunError, message
+
+RUNS_VARIABLE = "TFCAUSAL_RUNS"
+DEFAULT_PORT = 8501
+_PORTS_TRIED = 50
+_SECONDS_TO_START = 60.0
+_NEEDED = ("streamlit", "plotly", "streamlit_drawable_canvas", "streamlit_image_coordinates")
+
+
+def explorer_root() -> Path:
+    """The folder with `apps/explorer.py`: the clone that the package is installed from, or what the wheel brought.
+
+    Raises:
+        RunError: It is in neither place.
+    """
+    candidates = [Path(__file__).resolve().parent.parent, Path(sysconfig.get_path("data"), "share", "tfcausal")]
+    for root in candidates:
+        if (root / "apps" / "explorer.py").is_file():
+            return root
+    places = " or ".join(str(root / "apps") for root in candidates)
+    raise RunError(f"The explorer was expected in {places}; it is not there. Install tfcausal again.")
+
+
+def check_installed() -> None:
+    """Raise `RunError` unless the packages of the extra `explorer` are installed."""
+    missing = [module for module in _NEEDED if find_spec(module) is None]
+    if missing:
+        raise RunError(
+            f"The explorer needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. "
+            "Install the extra: pip install 'tfcausal[explorer]'."
+        )
+
+
+def quickstart_config() -> Path:
+    """The configuration of the quickstart."""
+    return explorer_root() / "configs" / "quickstart.yaml"
+
+
+def start_quickstart(runs: Path) -> subprocess.Popen[bytes]:
+    """Start the quickstart as a process of its own, which goes on when the explorer ends.
+
+    Args:
+        runs: The folder for its run directory.
+    """
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from tfcausal.cli import main; main()",
+            "run",
+            str(quickstart_config()),
+            "--runs",
+            str(runs),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def explore(
+    runs: Path,
+    port: int | None = None,
+    address: str = "localhost",
+    browser: bool = True,
+    page: str = "",
+    say: Callable[[str], None] = print,
+) -> int:
+    """Start the explorer and wait until it ends.
+
+    Args:
+        runs: The folder of runs, or a run; it may be missing.
+        port: Where it listens; None takes 8501, or the next port that is free.
+        address: The address that it listens on; others than those of this machine let everybody in the network look
+            at the runs.
+        browser: Whether to open a browser.
+        page: The page to open, such as `images`; the list of runs if empty.
+        say: Called with the address when it answers.
+
+    Returns:
+        The exit code of the server; 0 if it was interrupted.
+
+    Raises:
+        InvalidArgument: `runs` is a file, or the port is taken or none.
+        RunError: The extra `explorer` is not installed, or the server does not start.
+    """
+    if runs.exists() and not runs.is_dir():
+        raise InvalidArgument(message("runs", "a folder of runs, or a run", f"the file {runs}"))
+    check_installed()
+    chosen = _free_port(address) if port is None else _checked_port(port, address)
+    root = explorer_root()
+    words = ["run", str(root / "apps" / "explorer.py"), "--server.port", str(chosen), "--server.headless", "true"]
+    words += ["--server.address", address]
+    if address not in ("localhost", "127.0.0.1", "::1"):
+        words += ["--server.allowedHosts", "*"]
+    environment = {**os.environ, RUNS_VARIABLE: str(runs.resolve())}
+    # In this folder Streamlit finds `.streamlit/config.toml`: the theme, and what keeps the server closed.
+    server = subprocess.Popen(
+        [sys.executable, "-m", "streamlit", *words], cwd=root, env=environment, stdout=subprocess.DEVNULL
+    )
+    url = f"http://{'localhost' if address in ('0.0.0.0', '::') else address}:{chosen}/{page}"
+    try:
+        _wait_for(
+            server, f"http://127.0.0.1:{chosen}/_stcore/health" if address == "localhost" else f"{url}/_stcore/health"
+        )
+        say(f"The explorer shows {runs} at {url} (end it with Ctrl+C)")
+        if browser and _has_display():
+            webbrowser.open(url)
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if server.poll() is None:
+            server.terminate()
+            server.wait()
+
+
+def _wait_for(server: subprocess.Popen[bytes], url: str) -> None:
+    end = time.monotonic() + _SECONDS_TO_START
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RunError(f"The explorer ended while it started, with exit code {server.returncode}; see above.")
+        try:
+            with urllib.request.urlopen(url, timeout=1.0):
+                return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.05)
+    raise RunError(f"The explorer does not answer at {url} after {_SECONDS_TO_START:.0f} seconds.")
+
+
+def _free_port(address: str) -> int:
+    for port in range(DEFAULT_PORT, DEFAULT_PORT + _PORTS_TRIED):
+        if _is_free(port, address):
+            return port
+    last = DEFAULT_PORT + _PORTS_TRIED - 1
+    raise InvalidArgument(message("port", f"a free port from {DEFAULT_PORT} to {last}", "none", "Use --port."))
+
+
+def _checked_port(port: int, address: str) -> int:
+    if not 0 < port < 65536:
+        raise InvalidArgument(message("port", "a number from 1 to 65535", port))
+    if not _is_free(port, address):
+        raise InvalidArgument(message("port", "a free port", f"{port}, which another program listens on"))
+    return port
+
+
+def _is_free(port: int, address: str) -> bool:
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+    except OSError:
+        return False
+    return True
+
+
+def _has_display() -> bool:
+    """Whether a browser can open a window; on a terminal alone `webbrowser` would start one of texts."""
+    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
