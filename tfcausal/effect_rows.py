@@ -49,7 +49,7 @@ def strongest(rows: pandas.DataFrame, count: int = 3) -> list[Row]:
     Example:
         >>> import pandas
         >>> common = {"model": "plain", "level": "conv2", "class": 0, "class_name": "cat", "faithful": True}
-        >>> effects = {(0, "zero_out"): 0.1, (3, "zero_out"): -0.4, (0, "zero_out+fgsm"): 0.0, (3, "zero_out+fgsm"): -0.2}
+        >>> effects = {(0, "zero_out"): 0.1, (3, "zero_out"): -0.4, (3, "zero_out+fgsm"): -0.2}
         >>> rows = [
         ...     {**common, "node": node, "intervention": intervention, "effect": effect, "dead": False}
         ...     for (node, intervention), effect in effects.items()
