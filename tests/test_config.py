@@ -446,7 +446,7 @@ def test_a_missing_key(mapping: dict[str, Any], line: str) -> None:
     [
         (digits(models__ppi__contrast_weigth=1), "models.ppi.contrast_weigth: Did you mean `contrast_weight`?"),
         (digits(trainig={}), "trainig: Did you mean `training`?"),
-        (digits(report__colour=1), "report.colour: Valid keys: images, title."),
+        (digits(report__colour=1), "report.colour: Valid keys: images, title, snapshot_epochs."),
         (digits(models__plain__alpha=1), "models.plain.alpha: Valid keys: method, epochs."),
         (digits(models__plain__mask_share=1.0), "models.plain.mask_share: Valid keys: method, epochs."),
         (
