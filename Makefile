@@ -37,6 +37,9 @@ benchmarks: setup
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/wbp.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/effects.py
+	$(BIN)/python benchmarks/effect_maps.py
+	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/bf16.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/demo.py
