@@ -7,6 +7,7 @@
       models/<model>/    model.keras, history.csv, and the checkpoints of an unfinished training
       snapshots/<model>/ pictures of the maps while the model was trained, if wanted
       metrics.json       every number of the report
+      effects.parquet    causal effects, beside effects/ and effects.zarr (see `effects/store.py`)
       maps.zarr          images, saliency maps and answers (see `run_maps.py`)
       report.html        the report
 
@@ -21,14 +22,13 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TextIO, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from tfcausal.atomic import (
     PARTIAL_PREFIX,
@@ -38,6 +38,7 @@ from tfcausal.atomic import (
     partial_paths_of,
     remove,
     to_json,
+    try_lock,
     write_atomic,
 )
 from tfcausal.config import RunConfig, dump_config, load_config
@@ -317,7 +318,7 @@ class RunDirectory:
         except OSError as error:
             raise cannot_write(self.path, error) from error
         with file:
-            if not _try_lock(file):
+            if not try_lock(file):
                 file.seek(0)
                 holder = f"another process (pid {file.read() or 'unknown'})"
                 raise RunError(f"{self.path} is being written by {holder}. Wait until it has ended.")
@@ -384,18 +385,3 @@ def _cell(text: str) -> int | float | str:
         except ValueError:
             continue
     return text
-
-
-def _try_lock(file: TextIO) -> bool:
-    """Lock an open file for this process; false if another has it. Where there are no locks it is always true."""
-    if sys.platform == "win32":
-        return True
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a network file system without locks
-        return True
-    return True
