@@ -37,14 +37,14 @@ ROOT = Path(__file__).parent.parent
 SIZE, CLASSES, BATCH = 48, 10, 64
 MODELS = ("plain", "ppi")
 LIMITS = {"first page": 3.0, "again": 1.0, "new": 3.0, "memory (MiB)": 1536.0}
-COUNT_RUNS = """
-window.finished = 0;
-new MutationObserver(() => {
-  const now = document.querySelector('[data-testid=stApp]')?.dataset.testScriptState;
-  if (now !== window.before && now === 'notRunning') window.finished++;
-  window.before = now;
-}).observe(document, {subtree: true, childList: true, attributeFilter: ['data-test-script-state']});
+QUIET = 600  # milliseconds without any change after which a page counts as drawn
+WATCH = """
+window.changed = 0;
+const note = () => { window.changed = performance.now(); };
+new MutationObserver(note).observe(document, {subtree: true, childList: true, attributes: true, characterData: true});
+document.addEventListener('load', note, true);
 """
+IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
 DRAWN = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
 
 
@@ -119,12 +119,14 @@ def metrics() -> dict:
     }
 
 
-def settle(page: Page, title: str, finished: int) -> None:
-    """Wait until a page was run again and every picture of it is drawn."""
-    page.wait_for_function(f"window.finished > {finished} && window.before == 'notRunning' && {DRAWN}")
+def settle(page: Page, title: str, begin: float) -> float:
+    """Wait until a page is drawn; the seconds from `begin`, in milliseconds of its clock, to its last change."""
     page.get_by_role("heading", name=title, exact=True, level=1).wait_for()
+    quiet = f"window.changed > {begin} && performance.now() - window.changed > {QUIET}"
+    page.wait_for_function(f"{IDLE} && {DRAWN} && {quiet}")
     if page.get_by_test_id("stException").count() or page.get_by_test_id("stAlertContentError").count():
         raise SystemExit(f"{title}: {page.get_by_test_id('stMain').inner_text()[-800:]}")
+    return (page.evaluate("window.changed") - begin) / 1000
 
 
 def memory(pid: int) -> float:
@@ -138,12 +140,9 @@ def walk(page: Page, server: str, pid: int) -> dict[str, float]:
     times: dict[str, float] = {}
 
     def step(name: str, title: str, act) -> None:
-        finished = page.evaluate("window.finished ?? 0")
-        begin = time.perf_counter()
+        begin = page.evaluate("performance.now()") if times else 0.0
         act()
-        settle(page, title, finished if times else 0)
-        times[name] = round(time.perf_counter() - begin, 2)
-        page.wait_for_timeout(300)
+        times[name] = round(settle(page, title, begin), 2)
 
     def press(name: str):
         return lambda: page.get_by_role("radio", name=name, exact=True).click()
@@ -174,7 +173,7 @@ def walk(page: Page, server: str, pid: int) -> dict[str, float]:
     step("slider, again", "Images", slide)
     step("page Runs, again", "Runs", go("Runs"))
     step("page Images, again", "Images", go("Images"))
-    page.wait_for_timeout(8000)  # a person looks; TensorFlow is imported meanwhile
+    page.wait_for_timeout(15_000)  # a person looks; TensorFlow is imported meanwhile
     step("page One image, new", "One image", lambda: page.locator("[class*='st-key-open-'] button").first.click())
     step("next image, new", "One image", lambda: page.get_by_role("button", name="Next").click())
     step("slider of one image, again", "One image", slide)
@@ -210,8 +209,8 @@ def measure(runs: Path) -> dict[str, float]:
                 executable_path=path, args=["--no-sandbox", "--disable-background-networking"]
             )
             page = browser.new_page(viewport={"width": 1400, "height": 1000})
-            page.set_default_timeout(120_000)
-            page.add_init_script(COUNT_RUNS)
+            page.set_default_timeout(60_000)
+            page.add_init_script(WATCH)
             return walk(page, server, process.pid)
     finally:
         process.terminate()

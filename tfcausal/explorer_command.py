@@ -116,11 +116,11 @@ def explore(
     server = subprocess.Popen(
         [sys.executable, "-m", "streamlit", *words], cwd=root, env=environment, stdout=subprocess.DEVNULL
     )
-    url = f"http://{'localhost' if address in ('0.0.0.0', '::') else address}:{chosen}/{page}"
+    host = "localhost" if address in ("0.0.0.0", "::") else f"[{address}]" if ":" in address else address
+    server_url = f"http://{host}:{chosen}"
     try:
-        _wait_for(
-            server, f"http://127.0.0.1:{chosen}/_stcore/health" if address == "localhost" else f"{url}/_stcore/health"
-        )
+        _wait_for(server, f"{server_url}/_stcore/health")
+        url = f"{server_url}/{page}"
         say(f"The explorer shows {runs} at {url} (end it with Ctrl+C)")
         if browser and _has_display():
             webbrowser.open(url)
@@ -135,11 +135,12 @@ def explore(
 
 def _wait_for(server: subprocess.Popen[bytes], url: str) -> None:
     end = time.monotonic() + _SECONDS_TO_START
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < end:
         if server.poll() is not None:
             raise RunError(f"The explorer ended while it started, with exit code {server.returncode}; see above.")
         try:
-            with urllib.request.urlopen(url, timeout=1.0):
+            with direct.open(url, timeout=1.0):
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(0.05)

@@ -73,14 +73,14 @@ def show_run(name: str) -> None:
         st.error(f"{summary.state}: {summary.problem}".replace("`", "'"), icon=":material/error:")
     if summary.state == "broken":
         return
-    run = cached.open_run(cached.run_key(name))
-    if summary.state == "complete":
-        with frame.shown_errors():
+    with frame.shown_errors():
+        run = cached.open_run(cached.run_key(name))
+        if summary.state == "complete":
             show_metrics(run)
-    else:
-        show_progress(run)
-    show_training(run)
-    show_snapshots(run)
+        else:
+            show_progress(run)
+        show_training(run)
+        show_snapshots(run)
 
 
 def show_metrics(run: RunDirectory) -> None:
@@ -184,9 +184,9 @@ with frame.page("Runs", ABOUT):
     if runs:
         st.fragment(show_list, run_every=every)(alive)
         _, chosen, _ = frame.choose_run(runs)
+        st.fragment(show_run, run_every=every)(chosen)
+        st.subheader("Configurations", anchor=False)
         with frame.shown_errors():
-            st.fragment(show_run, run_every=every)(chosen)
-            st.subheader("Configurations", anchor=False)
             show_differences()
         offer_exports(chosen)
         with st.expander("What the measures say"):

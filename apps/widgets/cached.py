@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FIRST_METHODS = ("wbp", "lrp.epsilon_plus", "integrated_gradients", "grad_cam")
 """The methods that the page of one image shows at first."""
-_SECONDS_OF_REST = 1.5
+_SECONDS_OF_REST = 2.0
 _clicks = {"last": 0.0}
 Run = tuple[str, str, str]
 """Folder, name and version of a run."""

@@ -42,21 +42,38 @@ def runs(finished_runs, tmp_path):
     return shutil.copytree(finished_runs, tmp_path / "runs")
 
 
-@pytest.fixture
-def running(runs):
-    """A run in the second epoch of its first model, on which this process works."""
-    run = shutil.copytree(runs / "small", runs / "training")
-    for name in ("metrics.json", "report.html", "models/plain/model.keras"):
-        (run / name).unlink()
-    shutil.rmtree(run / "maps.zarr")
-    for model in ("ppi", "cfcn"):
-        shutil.rmtree(run / "models" / model)
-    history = run / "models" / "plain" / "history.csv"
-    history.write_text("".join(history.read_text().splitlines(keepends=True)[:2]))
-    status = json.loads((run / "status.json").read_text())
-    (run / "status.json").write_text(json.dumps({**status, "state": "running"}))
-    (run / ".lock").write_text(str(os.getpid()))
-    return run
+@pytest.fixture(scope="session")
+def start_training():
+    """Puts a run into a folder that is in the second epoch of its first model, and on which this process works."""
+
+    def start(folder):
+        run = shutil.copytree(folder / "small", folder / "training")
+        for name in ("metrics.json", "report.html", "models/plain/model.keras"):
+            (run / name).unlink()
+        shutil.rmtree(run / "maps.zarr")
+        for model in ("ppi", "cfcn"):
+            shutil.rmtree(run / "models" / model)
+        history = run / "models" / "plain" / "history.csv"
+        history.write_text("".join(history.read_text().splitlines(keepends=True)[:2]))
+        status = json.loads((run / "status.json").read_text())
+        (run / "status.json").write_text(json.dumps({**status, "state": "running"}))
+        (run / ".lock").write_text(str(os.getpid()))
+        return run
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def add_epoch():
+    """Adds one more epoch to the history of the first model of a run."""
+
+    def add(run):
+        history = run / "models" / "plain" / "history.csv"
+        lines = history.read_text().splitlines()
+        epoch, rest = lines[-1].split(",", 1)
+        history.write_text("\n".join([*lines, f"{int(epoch) + 1},{rest}"]) + "\n")
+
+    return add
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@ import json
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from tfcausal import explorer_command
@@ -41,19 +40,16 @@ def test_a_failed_run_shows_its_error_and_what_it_trained(explorer, finished_run
     assert "value" in app.query_params
 
 
-def test_a_training_run_shows_its_epochs_and_terms_and_is_followed(explorer, runs, running):
+def test_a_training_run_shows_its_epochs_and_what_became_of_its_process(explorer, runs, start_training, add_epoch):
+    running = start_training(runs)
     app = explorer(runs, run="training")
     assert errors(app) == []
     assert app.dataframe[0].value.set_index("run").loc["training", "state"].split()[1] == "running"
     shown = [element.proto.text for element in app.get("progress")]
     assert shown == ["plain: 1 of 3 epochs", "ppi: 0 of 3 epochs", "cfcn: 0 of 3 epochs"]
-    row = pd.read_csv(running / "models" / "plain" / "history.csv").iloc[0]
-    history = running / "models" / "plain" / "history.csv"
-    lines = history.read_text().splitlines()
-    history.write_text("\n".join([*lines, lines[-1].replace("1,", "2,", 1)]) + "\n")
+    add_epoch(running)
     app.run()
     assert app.get("progress")[0].proto.text == "plain: 2 of 3 epochs"
-    assert 0 < row["loss"] < 10
 
     (running / ".lock").write_text(str(2**22 + 1))  # above the largest process number
     app.run()

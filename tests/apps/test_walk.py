@@ -116,6 +116,24 @@ def test_a_walk_through_every_page(server, page, finished_runs):
     assert page.get_by_role("radio", name="answer", exact=True).is_checked()
 
 
+def test_a_run_that_trains_is_followed_without_a_click(server, page, finished_runs, start_training, add_epoch):
+    training = start_training(finished_runs)
+    try:
+        page.goto(f"{server}/?run=training")
+        page.get_by_text("plain: 1 of 3 epochs").wait_for()
+        add_epoch(training)
+        page.get_by_text("plain: 2 of 3 epochs").wait_for()
+        (training / ".lock").write_text(str(2**22 + 1))  # no process has this number
+        page.locator("[aria-label*='1 stopped']").first.wait_for(state="attached")
+        shutil.rmtree(training / "models")
+        (training / "run.yaml").write_text("version: 1")
+        page.reload()
+        page.get_by_text("broken: The configuration of this run cannot be used").wait_for()
+        assert page.get_by_test_id("stException").count() == 0
+    finally:
+        shutil.rmtree(training)
+
+
 def test_the_exports_of_a_view_are_files(server, page, finished_runs):
     page.goto(f"{server}/images?run=small&model=ppi&answer=wrong")
     settle(page, "Images")
