@@ -1,7 +1,7 @@
 """The explorer on a run with 50,000 test images, in a headless Chromium: times of pages and clicks, and memory.
 
 .venv/bin/python benchmarks/explorer.py
-.venv/bin/python benchmarks/explorer.py --images 50 --runs /tmp/few
+.venv/bin/python benchmarks/explorer.py --images 50 --runs few
 
 The run is made by this script: images, maps and answers are random, the two models are untrained, and everything is
 written in the format of a run. With --runs it is kept there and used again. Times are from the click to the last
