@@ -214,8 +214,10 @@ Masking {share:.0%} of the area in blocks, and attacks, as interventions of thei
 ## Telling attacked from clean images
 
 The images are divided into a part on which detectors are fitted, one on which their threshold is chosen, and one on
-which they are measured; an image and its attacked version are always in the same part. Confidence is the largest
-probability, the other way round. "Over confidence" is the difference of the areas.
+which they are measured; an image and its attacked version are always in the same part. `low_confidence` is 1 minus the
+largest probability, which takes for granted that attacks make a model less sure; `confidence` is the same number with
+its direction learned on the first part, as the other detectors learn theirs. "Over confidence" is the difference of the
+areas to that of `confidence`.
 
 {detection_table(detections)}
 

@@ -27,9 +27,9 @@ import zarr
 from playwright.sync_api import Page, sync_playwright
 
 from tfcausal.atomic import to_json, write_atomic
+from tfcausal.browsing.maps import MapWriter, write_split
 from tfcausal.config import config_from_mapping
 from tfcausal.data.image_set import ImageSet
-from tfcausal.run_maps import MapWriter, write_split
 from tfcausal.runs import RunDirectory
 
 RESULTS = Path(__file__).parent / "results"

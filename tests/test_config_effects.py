@@ -214,7 +214,7 @@ def test_the_papers_levels_have_the_channels_of_its_code():
 
 def test_reading_the_section_imports_no_tensorflow():
     code = (
-        "import sys; from tfcausal.effect_request import Request, settings; from pathlib import Path; "
+        "import sys; from tfcausal.effect_study.request import Request, settings; from pathlib import Path; "
         f"here = Path({__file__!r}); "
         f"settings(Request(here, [here], Path({str(CONFIGS / 'effects_vgg16.yaml')!r}))); "
         "sys.exit(any(name.split('.')[0] in ('tensorflow', 'keras') for name in sys.modules))"

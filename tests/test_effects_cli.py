@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from tfcausal.effect_command import measure_effects
-from tfcausal.effect_request import Request, settings
+from tfcausal.effect_study.command import measure_effects
+from tfcausal.effect_study.request import Request, settings
 from tfcausal.effects.store import finished_models
 from tfcausal.errors import RunError
 from tfcausal.progress import ConsoleProgress

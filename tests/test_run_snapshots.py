@@ -3,7 +3,7 @@
 import yaml
 from rich.console import Console
 
-from tfcausal.browsing import snapshots
+from tfcausal.browsing.runs import snapshots
 from tfcausal.callbacks.snapshot_sheet import mark_of
 from tfcausal.config import config_from_mapping
 from tfcausal.experiment import run_experiment

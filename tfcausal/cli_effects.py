@@ -68,7 +68,7 @@ def effects(
     (effects.zarr), pictures and, if asked for, detection.parquet. A measurement that was interrupted goes on.
     """
     from tfcausal.config_yaml import write_yaml
-    from tfcausal.effect_request import Request, settings
+    from tfcausal.effect_study.request import Request, settings
 
     request = Request(source, images or (), config, overrides or (), model, output, overwrite, pixels, size)
     chosen = settings(request)
@@ -83,7 +83,7 @@ def effects(
     with native_messages_held_back():
         import tensorflow as tf
 
-        from tfcausal.effect_command import measure_effects
+        from tfcausal.effect_study.command import measure_effects
         from tfcausal.experiment import make_deterministic
         from tfcausal.progress import ConsoleProgress
 

@@ -37,7 +37,7 @@ def explore(
     Listens on this machine only, and ends with Ctrl+C. Without runs it offers the quickstart.
     """
     from tfcausal import explorer_command
-    from tfcausal.browsing import RunsFolder
+    from tfcausal.browsing.runs import RunsFolder
 
     console = Console(stderr=True)
 

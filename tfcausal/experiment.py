@@ -11,12 +11,13 @@ import tensorflow as tf
 import zarr
 
 from tfcausal import __version__
+from tfcausal.browsing.maps import MapWriter, write_split
 from tfcausal.config import RunConfig
 from tfcausal.data.image_set import DataSet, ImageSet
 from tfcausal.data.loading import check_data, check_unchanged, load_data
 from tfcausal.data.pipeline import summarise
 from tfcausal.distributed import choose_strategy
-from tfcausal.effect_command import check_effects, measure_models
+from tfcausal.effect_study.command import check_effects, measure_models
 from tfcausal.errors import TfCausalError
 from tfcausal.evaluation.classifier import SplitResult, evaluate_classifier
 from tfcausal.evaluation.faithfulness import Deletion
@@ -25,7 +26,6 @@ from tfcausal.evaluation.statistics import mean, proportion
 from tfcausal.models.building import build_model
 from tfcausal.progress import ConsoleProgress
 from tfcausal.report import write_report
-from tfcausal.run_maps import MapWriter, write_split
 from tfcausal.runs import RunDirectory, atomic_path, environment
 from tfcausal.saliency.registry import get_explainer
 from tfcausal.training import check_models, train_models, trained_on, training_split

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from tfcausal.effect_rows import CLEAN, strongest
+from tfcausal.effect_study.rows import CLEAN, strongest
 
 if TYPE_CHECKING:
     from tfcausal.effects.store import EffectStore
@@ -62,7 +62,7 @@ def effects_page(root: Path, models: Sequence[str]) -> dict[str, Any] | None:
 
 def _model(store: EffectStore) -> dict[str, Any]:
     """One model in the section of the report."""
-    from tfcausal.effect_pictures import Pictures
+    from tfcausal.effect_study.pictures import Pictures
     from tfcausal.effects.table import ParquetTable
 
     pictures, findings = Pictures(store), store.findings

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from tfcausal.browsing import MEASURES, deletion_curves, measures, training_curves
-from tfcausal.overlays import Colours, sheet
-from tfcausal.stored_split import StoredSplit, split_names
+from tfcausal.browsing.overlays import Colours, sheet
+from tfcausal.browsing.runs import MEASURES, deletion_curves, measures, training_curves
+from tfcausal.browsing.stored_split import StoredSplit, split_names
 from widgets import address, cached, charts, export, frame, pictures
 
 ABOUT = (

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from tfcausal.image_table import SORTABLE, choose, order
-from tfcausal.overlays import Colours, sheet
+from tfcausal.browsing.image_table import SORTABLE, choose, order
+from tfcausal.browsing.overlays import Colours, sheet
+from tfcausal.browsing.stored_split import StoredSplit, split_names
 from tfcausal.saliency.registry import available_explainers
-from tfcausal.stored_split import StoredSplit, split_names
 from widgets import address, cached, export, frame, pictures
 
 ABOUT = (

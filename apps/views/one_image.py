@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from tfcausal.browsing.overlays import Colours, sheet
+from tfcausal.browsing.stored_split import StoredSplit, split_names
 from tfcausal.errors import RunError, TfCausalError
 from tfcausal.figures import outlined
-from tfcausal.overlays import Colours, sheet
 from tfcausal.saliency.registry import available_explainers
-from tfcausal.stored_split import StoredSplit, split_names
 from widgets import address, cached, charts, export, frame, pictures
 
 ABOUT = "One image under several methods and models: what speaks for a class, and how much of the answer that explains."

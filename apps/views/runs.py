@@ -9,7 +9,7 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from tfcausal.browsing import (
+from tfcausal.browsing.runs import (
     MEASURES,
     RunSummary,
     config_differences,

@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from tfcausal.browsing import RunsFolder, RunSummary
+from tfcausal.browsing.image_table import attention_change, disagreement, image_table
+from tfcausal.browsing.runs import RunsFolder, RunSummary
+from tfcausal.browsing.stored_split import StoredSplit
 from tfcausal.errors import TfCausalError
 from tfcausal.explorer_command import RUNS_VARIABLE
-from tfcausal.image_table import attention_change, disagreement, image_table
 from tfcausal.runs import RunDirectory
-from tfcausal.stored_split import StoredSplit
 
 if TYPE_CHECKING:
-    from tfcausal.run_classifier import LogitParts, RunClassifier
+    from tfcausal.browsing.classifier import LogitParts, RunClassifier
 
 FIRST_METHODS = ("wbp", "lrp.epsilon_plus", "integrated_gradients", "grad_cam")
 """The methods that the page of one image shows at first."""
@@ -94,7 +94,7 @@ def attention_distances(key: Run, model: str, other_key: Run, other: str, split_
 @st.cache_resource(max_entries=4, show_spinner=False)
 def classifier(key: Run, model: str) -> RunClassifier:
     """A trained model of a run."""
-    from tfcausal.run_classifier import RunClassifier
+    from tfcausal.browsing.classifier import RunClassifier
 
     return RunClassifier(open_run(key), model)
 
@@ -151,7 +151,7 @@ def _prepare(key: Run, split_name: str, model: str) -> None:
 
 
 def _import_tensorflow() -> None:
-    import_module("tfcausal.run_classifier")
+    import_module("tfcausal.browsing.classifier")
 
 
 def _prepare_model(key: Run, split_name: str, model: str) -> None:

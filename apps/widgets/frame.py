@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import streamlit as st
 
-from tfcausal.browsing import RunSummary
+from tfcausal.browsing.runs import RunSummary
 from tfcausal.errors import TfCausalError
 from widgets import address, cached
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import streamlit as st
 
+from tfcausal.browsing.overlays import Colours, colour_stops, map_scales, overlaid, to_png, unit_of
 from tfcausal.figures import outlined
-from tfcausal.overlays import Colours, colour_stops, map_scales, overlaid, to_png, unit_of
 
 
 def show(pixels: np.ndarray, alt: str, caption: str | None = None, side: int = 192) -> None:

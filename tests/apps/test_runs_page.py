@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tfcausal import explorer_command
-from tfcausal.overlays import to_png
+from tfcausal.browsing.overlays import to_png
 from tfcausal.report import headline
 from tfcausal.runs import RunDirectory
 

@@ -786,3 +786,5 @@ def test_equations_refuse_what_is_no_probability():
         posterior_weighted(np.ones((1, 2)), np.ones((1, 2)), "linear")
     with pytest.raises(InvalidArgument, match=r"`values`: expected at least one observation; received none"):
         mean_intervals(np.ones((0, 2)))
+    with pytest.raises(InvalidArgument, match="`seed`: expected an integer of at least 0; received -1"):
+        mean_intervals(np.ones((2, 2)), seed=-1)

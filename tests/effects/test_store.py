@@ -56,11 +56,22 @@ def test_other_settings_are_not_written_over_the_first(tmp_path):
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     (tmp_path / "effects" / "plain").mkdir(parents=True)
     (tmp_path / "effects" / "plain" / "mine.txt").write_text("mine")
-    with pytest.raises(RunError, match="measured otherwise"):
+    with pytest.raises(RunError, match=r"expected effects, with settings\.json; received mine\.txt.*--output OTHER"):
         EffectStore(tmp_path, "plain").begin({"images": 3}, overwrite=False)
+    assert (tmp_path / "effects" / "plain" / "mine.txt").read_text() == "mine"
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="expected a folder to write to; received a file"):
         EffectStore(tmp_path / "file", "plain").check({}, overwrite=False)
+
+
+def test_a_folder_that_was_killed_before_its_settings_were_written_is_gone_on_with(tmp_path):
+    left = tmp_path / "effects" / "plain" / ".partial-0123abcd.settings.json"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    store = EffectStore(tmp_path, "plain")
+    store.begin({"images": 3}, overwrite=False)
+    assert (store.folder / "settings.json").is_file()
+    assert not left.exists()
 
 
 def test_what_was_left_half_written_is_removed(tmp_path):

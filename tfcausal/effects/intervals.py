@@ -27,7 +27,7 @@ def mean_intervals(
         Mean, low and high end, each (...), float64. A single observation has no interval: its ends are NaN.
 
     Raises:
-        InvalidArgument: `resamples` is not positive, or there is no observation.
+        InvalidArgument: `resamples` is not positive, `seed` is negative, or there is no observation.
 
     Example:
         >>> mean, low, high = mean_intervals(np.array([[1.0, 7.0], [3.0, 7.0]]))
@@ -36,6 +36,8 @@ def mean_intervals(
     """
     if resamples < 1:
         raise InvalidArgument(message("resamples", "a positive integer", resamples))
+    if not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InvalidArgument(message("seed", "an integer of at least 0", repr(seed)))
     n = len(values)
     if n == 0:
         raise InvalidArgument(message("values", "at least one observation", "none"))

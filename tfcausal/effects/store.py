@@ -89,7 +89,15 @@ class EffectStore:
         path = self.folder / "settings.json"
         if overwrite or not self.folder.exists():
             return
-        kept = read_json(path) if path.is_file() else {}
+        if not path.is_file():
+            other = [item.name for item in self.folder.iterdir() if not item.name.startswith(PARTIAL_PREFIX)]
+            if not other:  # killed before the settings were written
+                return
+            raise RunError(
+                f"{self.folder}: expected effects, with settings.json; received {', '.join(sorted(other)[:3])}. Write "
+                "to another folder: --output OTHER, or throw away what is there: --overwrite."
+            )
+        kept = read_json(path)
         now = json.loads(to_json(settings))
         changed = [name for name in {**kept, **now} if kept.get(name) != now.get(name)]
         if changed:

@@ -86,7 +86,7 @@ class Measurement:
         model: Name of the model.
         level: The layer, its name or path; None for interventions on the image as a whole.
         intervention: What was done, such as `zero_out` or `zero_out+fgsm`.
-        reference: What the effects refer to: `autoencoder`, `model`, or `image` for interventions on the image.
+        reference: What the effects refer to: `autoencoder`, or `model`, also for interventions on the image.
         sign: Which way round they are.
         weighting: How the classes are put together.
         scale: `probability` or `logit`.

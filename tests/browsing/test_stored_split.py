@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import zarr
 
+from tfcausal.browsing.image_table import attention_change, choose, disagreement, image_table, order
+from tfcausal.browsing.maps import MapWriter, attention, from_codes, to_codes, write_split
+from tfcausal.browsing.stored_split import StoredSplit, split_names
 from tfcausal.config import config_from_mapping
 from tfcausal.data.image_set import ImageSet
 from tfcausal.data.loading import load_data
 from tfcausal.errors import InvalidArgument, RunError
-from tfcausal.image_table import attention_change, choose, disagreement, image_table, order
 from tfcausal.progress import ConsoleProgress
-from tfcausal.run_maps import MapWriter, attention, from_codes, to_codes, write_split
 from tfcausal.runs import RunDirectory
-from tfcausal.stored_split import StoredSplit, split_names
 
 LABELS = np.array([0, 1, 2, 0, 1, 2, 0])
 CONTEXTS = np.array([0, 1, 0, 1, 1, 2, 0])

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from tfcausal.browsing.stored_split import StoredSplit
 from tfcausal.config_errors import closest
 from tfcausal.errors import InvalidArgument, message
-from tfcausal.stored_split import StoredSplit
 
 if TYPE_CHECKING:
     import pandas

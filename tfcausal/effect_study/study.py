@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import keras
 import numpy as np
@@ -19,12 +21,12 @@ from tfcausal.atomic import atomic_path, remove, to_json, write_atomic
 from tfcausal.callbacks import TrainingProgress
 from tfcausal.config import EffectsConfig
 from tfcausal.data.pipeline import training_batches
-from tfcausal.effect_evidence import detected
-from tfcausal.effect_maps import ShownImages, level_arrays, pixel_arrays
-from tfcausal.effect_pictures import Pictures
-from tfcausal.effect_plan import Level, Plan, plan
-from tfcausal.effect_rows import CLEAN
-from tfcausal.effect_source import Subject
+from tfcausal.effect_study.evidence import detected
+from tfcausal.effect_study.maps import ShownImages, level_arrays, pixel_arrays
+from tfcausal.effect_study.pictures import Pictures
+from tfcausal.effect_study.plan import Level, Plan, plan
+from tfcausal.effect_study.rows import CLEAN
+from tfcausal.effect_study.subject import Subject
 from tfcausal.effects.concepts import ConceptAutoencoder
 from tfcausal.effects.expected import ConceptEffects
 from tfcausal.effects.image_effects import ImageEffects
@@ -32,6 +34,7 @@ from tfcausal.effects.results import EffectResult
 from tfcausal.effects.store import EffectStore, read_json
 from tfcausal.effects.table import EFFECTS, Measurement, ParquetTable, as_frame, effect_rows, write_table
 from tfcausal.environment import environment
+from tfcausal.errors import RunError
 from tfcausal.evaluation.statistics import proportion
 from tfcausal.interventions.masking import random_blocks
 from tfcausal.progress import ConsoleProgress
@@ -45,6 +48,7 @@ _NAMES = {
 }
 Arrays = dict[str, np.ndarray]
 _DISTRIBUTION_IMAGES = 512
+_BLOCK_BYTES = 1 << 27
 
 
 def check(subject: Subject, effects: EffectsConfig, root: Path, overwrite: bool = False) -> None:
@@ -147,8 +151,20 @@ class _Study:
         self.store.finish({"effects.parquet": tables, "detection.parquet": [detection]}, findings)
 
     def images(self, condition: str) -> np.ndarray:
-        """The images under an intervention, made once and kept until all is measured."""
-        return self._kept(f"images/{condition}", lambda: {"images": self._changed(condition)})["images"]
+        """The images under an intervention, made once and kept until all is measured: a file, read where it is used."""
+        path = self.store.unfinished / "images" / f"{condition}.npy"
+        if not path.exists():
+            count, shape = len(self.subject.measured), self.subject.measured.image_shape
+            size = max(1, _BLOCK_BYTES // (4 * prod(shape)))
+            with atomic_path(path) as partial:
+                written = np.lib.format.open_memmap(partial, "w+", np.float32, (count, *shape))
+                for start in range(0, count, size):
+                    positions = np.arange(start, min(start + size, count))
+                    written[positions] = self._changed(condition, positions)
+                written.flush()
+                del written
+        with _damage(path):
+            return np.load(path, mmap_mode="r")
 
     def outputs(self, condition: str) -> np.ndarray:
         """The answers to the images under an intervention, (N, classes)."""
@@ -158,17 +174,19 @@ class _Study:
 
         return self._kept(f"outputs/{condition}", answers)["outputs"]
 
-    def _changed(self, condition: str) -> np.ndarray:
+    def _changed(self, condition: str, positions: np.ndarray) -> np.ndarray:
+        """Some of the images under an intervention."""
         if condition == CLEAN:
-            return self.subject.measured.read(np.arange(len(self.subject.measured)))[0]
-        clean, split = self.images(CLEAN), self.subject.measured
+            return self.subject.measured.read(positions)[0]
+        clean, split = self.images(CLEAN)[positions], self.subject.measured
         if condition in self.plan.attacks:
             return self.plan.attacks[condition](clean)
         if condition == "evidence":
-            masks = split.read(np.arange(len(split)))[1] * split.has_mask[:, None, None, None]
+            masks = split.read(positions)[1] * split.has_mask[positions][:, None, None, None]
         else:
             masking, size = self.plan.masking, (clean.shape[1], clean.shape[2])
-            masks = random_blocks(len(clean), size, masking.share, masking.blocks, self.subject.seed)
+            first = int(positions[0])
+            masks = random_blocks(len(clean), size, masking.share, masking.blocks, self.subject.seed, first)
         return np.where(masks > 0, np.float32(self.plan.masked_value), clean)
 
     def _image_rows(self) -> pandas.DataFrame:
@@ -241,7 +259,8 @@ class _Study:
             return
         path = folder / "autoencoder.keras"
         if path.exists():
-            autoencoder.load_weights(path)
+            with _damage(path):
+                autoencoder.load_weights(path)
         else:
             split = self.subject.training
             size = min(settings.batch_size, len(split))
@@ -328,8 +347,18 @@ class _Study:
             made = make()
             with atomic_path(path) as partial:
                 np.savez(partial, allow_pickle=False, **made)
-        with np.load(path) as stored:
+        with _damage(path), np.load(path) as stored:
             return {key: stored[key] for key in stored.files}
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Name a file of ours that cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"{path}: the file is damaged ({reason}). Remove it, and it is made again.") from error
 
 
 def _of_classes(result: EffectResult, classes: np.ndarray) -> EffectResult:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas
 
-from tfcausal.effect_plan import Plan
-from tfcausal.effect_rows import CLEAN
+from tfcausal.effect_study.plan import Plan
+from tfcausal.effect_study.rows import CLEAN
 from tfcausal.effects.detection import Detection, detect, split_images
 from tfcausal.effects.features import largest_effect, low_confidence
 from tfcausal.effects.results import EffectResult
@@ -31,12 +31,15 @@ class _Detector:
 def on_predicted(result: EffectResult) -> np.ndarray:
     """Effects on the class that the observed answer to each image is largest for, (N, nodes).
 
-    Several values of a concept are put together by equation 2.
+    Several values of a concept are put together by equation 2. Where a single sigmoid speaks for the answer that there
+    is nothing, the effect on that answer is minus the effect on the sigmoid.
 
     Args:
         result: Effects on all classes.
     """
     effects = (result.effects * result.frequencies[:, :, None]).sum(axis=2)
+    if result.posterior.shape[1] == 1:
+        return np.where(result.posterior < 0.5, -1.0, 1.0) * effects[..., 0]
     predicted = result.posterior.argmax(axis=1)
     return np.take_along_axis(effects, predicted[:, None, None], axis=2)[..., 0]
 

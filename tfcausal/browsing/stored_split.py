@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tfcausal.browsing.maps import attention, from_codes
 from tfcausal.config_errors import closest
 from tfcausal.errors import InvalidArgument, RunError, TfCausalError, message
-from tfcausal.run_maps import attention, from_codes
 from tfcausal.runs import RunDirectory
 
 _BLOCK = 1024  # images whose maps or answers are in memory at once

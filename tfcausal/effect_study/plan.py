@@ -12,8 +12,8 @@ import numpy as np
 
 from tfcausal.config import AutoencoderConfig, EffectsConfig, LevelConfig, MaskingConfig
 from tfcausal.config_errors import closest
-from tfcausal.effect_rows import CLEAN
-from tfcausal.effect_source import Subject
+from tfcausal.effect_study.rows import CLEAN
+from tfcausal.effect_study.subject import Subject
 from tfcausal.effects.channels import ChannelConcepts, Concepts
 from tfcausal.effects.concept_maps import ConceptEffectMaps
 from tfcausal.effects.concepts import ConceptAutoencoder
@@ -155,9 +155,10 @@ def plan(subject: Subject, effects: EffectsConfig, say: Callable[[str], None] = 
     classes = _classes(effects, subject, graph)
     attacks = _attacks(subject, effects)
     chosen = effects.levels or default_levels(graph, effects.autoencoder, say)
-    levels = tuple(_level(subject, effects, level, index) for index, level in enumerate(chosen))
+    levels = tuple(_level(subject, effects, level) for level in chosen)
     pixel_effects = _pixel_effects(subject, effects)
     _check_detection(effects, len(subject.measured), graph)
+    _check_maps(effects, levels, say)
     return Plan(subject, effects, graph, levels, attacks, classes, pixel_effects)
 
 
@@ -202,7 +203,7 @@ def default_levels(
     return tuple(LevelConfig(layer=name) for name in chosen)
 
 
-def _level(subject: Subject, effects: EffectsConfig, level: LevelConfig, index: int) -> Level:
+def _level(subject: Subject, effects: EffectsConfig, level: LevelConfig) -> Level:
     settings = effects.autoencoder
     try:
         if settings is None:
@@ -268,14 +269,17 @@ def _pixel_effects(subject: Subject, effects: EffectsConfig) -> PixelEffects | N
     patches = effects.maps.pixel_wise if effects.maps else None
     low, high = subject.pixels
     value = 0.5 if effects.masking is None else effects.masking.value
-    return PixelEffects(
-        subject.model,
-        patch=patches.patch if patches else None,
-        stride=patches.stride if patches else None,
-        masked_value=low + value * (high - low),
-        sign=effects.sign,
-        scale=effects.scale,
-    )
+    try:
+        return PixelEffects(
+            subject.model,
+            patch=patches.patch if patches else None,
+            stride=patches.stride if patches else None,
+            masked_value=low + value * (high - low),
+            sign=effects.sign,
+            scale=effects.scale,
+        )
+    except InvalidArgument as error:
+        raise InvalidArgument(f"effects.maps.pixel_wise: {error}") from error
 
 
 def _check_detection(effects: EffectsConfig, count: int, graph: OperationGraph) -> None:
@@ -286,11 +290,25 @@ def _check_detection(effects: EffectsConfig, count: int, graph: OperationGraph) 
     if smallest < LEAST_DETECTION_PART:
         least = int(np.ceil(LEAST_DETECTION_PART / min(first, second, 1 - first - second)))
         expected = f"at least {least} images, so that each of the three parts of effects.detection has ten"
-        raise InvalidArgument(message("effects.images", expected, count))
+        remedy = "Images that the concepts are trained on are not among them."
+        raise InvalidArgument(message("effects.images", expected, count, remedy))
     if head_kind(graph) == "linear":
         expected = "null for a model that ends with logits, which has no confidence to compare with"
         remedy = "Give the model the softmax or sigmoid that belongs to its logits."
         raise InvalidArgument(message("effects.detection", expected, "a section", remedy))
+
+
+def _check_maps(effects: EffectsConfig, levels: tuple[Level, ...], say: Callable[[str], None]) -> None:
+    """Levels without places, such as dense layers, have no maps: what was asked of them is refused or left out."""
+    without = [level.layer for level in levels if not level.has_maps]
+    if not without:
+        return
+    detectors = effects.detection.detectors if effects.detection else ()
+    if set(detectors) == {"concept_map"} and len(without) == len(levels):
+        expected = "a detector beside concept_map, as no level has maps"
+        raise InvalidArgument(message("effects.detection.detectors", expected, f"levels {', '.join(without)}"))
+    if "concept_map" in detectors or effects.maps is not None:
+        say(f"Without concept-weighted maps, as their concepts have no places: {', '.join(without)}.")
 
 
 def _raise_first(problems: list[tuple[str, str]]) -> None:

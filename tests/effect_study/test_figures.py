@@ -10,7 +10,7 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from tfcausal.effect_figures import effect_bars, effect_maps, node_codes, roc_curves
+from tfcausal.effect_study.figures import effect_bars, effect_maps, node_codes, roc_curves
 from tfcausal.errors import InvalidArgument
 
 RED, BLUE, GREY = "#b2182b", "#2166ac", "#8a949e"

@@ -19,9 +19,9 @@ import tensorflow as tf
 import zarr
 
 from tfcausal.atomic import atomic_path
-from tfcausal.effect_evidence import on_predicted
-from tfcausal.effect_plan import Level, Plan
-from tfcausal.effect_rows import CLEAN
+from tfcausal.effect_study.evidence import on_predicted
+from tfcausal.effect_study.plan import Level, Plan
+from tfcausal.effect_study.rows import CLEAN
 from tfcausal.effects.channels import Concepts
 from tfcausal.effects.concept_maps import ConceptEffectMaps
 from tfcausal.effects.features import map_statistics

@@ -77,7 +77,7 @@ def of_run(run: RunDirectory, data: DataSet, effects: EffectsConfig, name: str) 
 
 
 def measured_and_training(data: DataSet, effects: EffectsConfig, seed: int) -> tuple[ImageSet, ImageSet]:
-    """The images of a run that effects are measured on, and those that autoencoders are trained on.
+    """The images of a run that effects are measured on, and others that autoencoders are trained on.
 
     Args:
         data: The data set.
@@ -85,16 +85,20 @@ def measured_and_training(data: DataSet, effects: EffectsConfig, seed: int) -> t
         seed: Seed of the choice.
 
     Raises:
-        InvalidArgument: The data set has no such split.
+        InvalidArgument: The data set has no such split, or effects are measured on all of the training images.
     """
     if effects.split not in data.splits:
         raise InvalidArgument(message("effects.split", f"one of {', '.join(data.splits)}", repr(effects.split)))
     measured, training = data.splits[effects.split], data.splits["train"]
     wanted = effects.autoencoder.images if effects.autoencoder else 1
-    return (
-        subset(measured, drawn(len(measured), effects.images, seed)),
-        subset(training, drawn(len(training), wanted, seed + 1)),
-    )
+    chosen = drawn(len(measured), effects.images, seed)
+    free = np.arange(len(training))
+    if effects.split == "train":
+        free = np.setdiff1d(free, chosen)
+        if not len(free):
+            expected = f"fewer than all {len(training)} images of the training split, as concepts need some, too"
+            raise InvalidArgument(message("effects.images", expected, effects.images))
+    return subset(measured, chosen), subset(training, free[drawn(len(free), wanted, seed + 1)])
 
 
 def of_files(

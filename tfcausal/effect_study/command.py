@@ -10,10 +10,10 @@ import keras
 from tfcausal.config import DFRConfig, EffectsConfig, RunConfig
 from tfcausal.data.image_set import DataSet
 from tfcausal.data.loading import check_unchanged, load_data
-from tfcausal.effect_plan import plan
-from tfcausal.effect_request import Request
-from tfcausal.effect_source import Subject, measured_and_training, of_files, of_run, seed_of
-from tfcausal.effect_study import check, measure
+from tfcausal.effect_study.plan import plan
+from tfcausal.effect_study.request import Request
+from tfcausal.effect_study.study import check, measure
+from tfcausal.effect_study.subject import Subject, measured_and_training, of_files, of_run, seed_of
 from tfcausal.effects.store import EffectStore
 from tfcausal.errors import InvalidArgument, RunError
 from tfcausal.models.building import build_model
@@ -31,7 +31,7 @@ def measure_effects(
 
     Args:
         request: What the user asks for.
-        effects: What is measured, from :func:`tfcausal.effect_request.settings`.
+        effects: What is measured, from :func:`tfcausal.effect_study.request.settings`.
         progress: Where to show how far it is.
         say: Called with sentences about what was chosen and found.
 
@@ -111,7 +111,7 @@ def check_effects(config: RunConfig, data: DataSet, steps_per_epoch: int = 1) ->
         steps_per_epoch: Of the training; any number will do.
 
     Raises:
-        TfCausalError: As for :func:`tfcausal.effect_plan.plan`; the message begins with the model's key.
+        TfCausalError: As for :func:`tfcausal.effect_study.plan.plan`; the message begins with the model's key.
     """
     effects = config.effects
     if effects is None:

@@ -6,8 +6,8 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
+from tfcausal.browsing.overlays import UNITS, colour_stops, map_scales, overlaid, sheet, to_png, unit_of
 from tfcausal.errors import InvalidArgument
-from tfcausal.overlays import UNITS, colour_stops, map_scales, overlaid, sheet, to_png, unit_of
 from tfcausal.saliency.registry import available_explainers
 
 

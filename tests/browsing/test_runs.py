@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tfcausal.browsing import (
+from tfcausal.browsing.runs import (
     RunsFolder,
     config_differences,
     deletion_curves,

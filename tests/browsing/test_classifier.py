@@ -2,12 +2,12 @@ import keras
 import numpy as np
 import pytest
 
+from tfcausal.browsing.classifier import RunClassifier
+from tfcausal.browsing.stored_split import StoredSplit
 from tfcausal.errors import InvalidArgument
 from tfcausal.evaluation.faithfulness import Deletion
-from tfcausal.run_classifier import RunClassifier
 from tfcausal.runs import RunDirectory
 from tfcausal.saliency.wbp import WBP
-from tfcausal.stored_split import StoredSplit
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,14 @@ import zarr
 from PIL import Image
 from rich.console import Console
 
-from tfcausal import effect_plan, effect_study
 from tfcausal.config import effects_from_mapping
-from tfcausal.effect_evidence import on_predicted
-from tfcausal.effect_plan import default_levels, plan
-from tfcausal.effect_source import of_files
-from tfcausal.effect_study import measure
+from tfcausal.data.image_set import DataSet, ImageSet
+from tfcausal.effect_study import plan as effect_plan
+from tfcausal.effect_study import study as effect_study
+from tfcausal.effect_study.evidence import on_predicted
+from tfcausal.effect_study.plan import default_levels, plan
+from tfcausal.effect_study.study import measure
+from tfcausal.effect_study.subject import measured_and_training, of_files
 from tfcausal.effects.expected import ConceptEffects
 from tfcausal.effects.table import DETECTION, ParquetTable
 from tfcausal.errors import DataError, InvalidArgument, RunError, TfCausalError, UnsupportedOperation
@@ -351,6 +353,101 @@ def test_the_detector_of_effects_has_the_effects_on_the_predicted_class(model_fi
             assert found[image, node] == pytest.approx(expected)
 
 
+def test_of_one_sigmoid_the_answer_that_there_is_nothing_has_minus_the_effect():
+    effects = np.array([[[[0.25]]], [[[0.25]]]])
+    of_one = SimpleNamespace(effects=effects, posterior=np.array([[0.9], [0.1]]), frequencies=np.ones((1, 1)))
+    assert on_predicted(of_one).tolist() == [[0.25], [-0.25]]
+
+
+def test_blocks_of_images_give_the_table_of_all_at_once(whole, model_file, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(effect_study, "_BLOCK_BYTES", 4 * 12 * 12 * 7)  # seven images: blocks of 7, 7 and 6
+    store = measured(model_file, folder, tmp_path, settings(maps=None))
+    assert table(store).equals(table(whole[0]))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_concepts_of_a_run_are_trained_on_images_that_are_not_measured(split):
+    def of(count, prefix):
+        names = tuple(f"{prefix}{number}" for number in range(count))
+        labels = np.zeros(count, int)
+
+        def read(indices):
+            return np.zeros((len(indices), 2, 2, 1), np.float32), np.ones((len(indices), 2, 2, 1), np.float32)
+
+        return ImageSet(names, labels, ("one",), (2, 2, 1), labels > 0, read)
+
+    data = DataSet({"train": of(30, "a"), "test": of(9, "b")})
+    effects = settings(split=split, images=20, autoencoder={**SMALL["autoencoder"], "images": 25})
+    measured_images, training = measured_and_training(data, effects, seed=0)
+    assert set(measured_images.names).isdisjoint(training.names)
+    assert (len(measured_images), len(training)) == ((20, 10) if split == "train" else (9, 25))
+    if split == "train":
+        with pytest.raises(InvalidArgument, match=r"effects\.images`: expected fewer than all 30 images.*received 30"):
+            measured_and_training(data, effects.model_copy(update={"images": 30}), seed=0)
+
+
+def test_levels_without_places_have_no_maps_and_it_is_said(folder, tmp_path, monkeypatch):
+    inputs = keras.Input((12, 12, 1))
+    x = L.Dense(6, activation="relu", name="units")(L.Flatten()(inputs))
+    keras.Model(inputs, L.Dense(3, activation="softmax")(x)).save(tmp_path / "net.keras")
+    said: list[str] = []
+    subject = subject_of(tmp_path / "net.keras", folder, settings(levels=["units"]))
+    plan(subject, settings(levels=["units"]), said.append)
+    assert said == ["Without concept-weighted maps, as their concepts have no places: units."]
+    monkeypatch.setattr(effect_plan, "LEAST_DETECTION_PART", 4)
+    with pytest.raises(
+        InvalidArgument, match=r"effects\.detection\.detectors`: expected a detector beside concept_map"
+    ):
+        plan(subject, settings(levels=["units"], detection={"detectors": ["concept_map"]}))
+
+
+@pytest.mark.parametrize(
+    "name", ["levels/conv1/autoencoder.keras", "unfinished/images/clean.npy", "unfinished/outputs/clean.npz"]
+)
+def test_a_damaged_file_of_an_unfinished_measurement_is_named(model_file, folder, tmp_path, monkeypatch, name):
+    effects = settings(maps=None, attacks=[], masking=None, levels=["conv1"])
+
+    def killed(self, *arguments, **options):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ConceptEffects, "__call__", killed)
+        with pytest.raises(Killed):
+            measured(model_file, folder, tmp_path, effects)
+    (damaged := tmp_path / "effects" / "net" / name).write_bytes(b"no file of ours")
+    with pytest.raises(RunError, match=rf"{damaged.name}: the file is damaged.*Remove it"):
+        measured(model_file, folder, tmp_path, effects)
+    damaged.unlink()
+    assert measured(model_file, folder, tmp_path, effects).is_finished
+
+
+def test_an_overwrite_that_is_killed_leaves_no_rows_that_look_like_the_new_ones(
+    model_file, folder, tmp_path, monkeypatch
+):
+    few = {"maps": None, "attacks": [], "masking": None}
+    measured(model_file, folder, tmp_path, settings(**few, levels=["conv1"]))
+
+    def killed(self, *arguments, **options):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ConceptEffects, "__call__", killed)
+        with pytest.raises(Killed):
+            measured(model_file, folder, tmp_path, settings(**few, levels=["conv2"]), overwrite=True)
+    assert not (tmp_path / "effects.parquet").exists()
+    again = measured(model_file, folder, tmp_path, settings(**few, levels=["conv2"]))
+    assert set(table(again)["level"].dropna()) == {"conv2"}
+
+
+def test_a_level_starts_the_same_whatever_other_levels_there_are(model_file, folder):
+    def kernel(levels):
+        effects = settings(levels=levels)
+        level = plan(subject_of(model_file, folder, effects), effects).levels[-1]
+        return level.concepts.encoder[0].kernel.numpy()
+
+    np.testing.assert_array_equal(kernel(["conv1", "conv2"]), kernel(["conv2"]))
+
+
 def test_sigmoids_are_labels_of_their_own(folder, tmp_path):
     keras.utils.set_random_seed(6)
     classifier("sigmoid", classes=2).save(tmp_path / "labels.keras")
@@ -408,7 +505,11 @@ def two_inputs() -> keras.Model:
             InvalidArgument,
             r"effects\.maps\.pixel_wise\.patch: expected at most",
         ),
-        ({"maps": {"pixel_wise": {"patch": 2, "stride": 3}}}, InvalidArgument, "stride"),
+        (
+            {"maps": {"pixel_wise": {"patch": 2, "stride": 3}}},
+            InvalidArgument,
+            r"effects\.maps\.pixel_wise.*`stride`: expected",
+        ),
         ({"detection": {}}, InvalidArgument, r"effects\.images.*at least 50 images.*received 20"),
         ({"evidence": True}, InvalidArgument, r"effects\.evidence.*without a mask.*masks/<class>/"),
         ({"levels": [], "autoencoder": {"concepts": 6}}, InvalidArgument, r"a convolution of at least 6 channels .*"),

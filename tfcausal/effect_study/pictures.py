@@ -11,8 +11,8 @@ import numpy as np
 import zarr
 
 from tfcausal.atomic import write_atomic
-from tfcausal.effect_figures import effect_bars, effect_maps, node_codes, roc_curves
-from tfcausal.effect_rows import CLEAN, strongest
+from tfcausal.effect_study.figures import effect_bars, effect_maps, node_codes, roc_curves
+from tfcausal.effect_study.rows import CLEAN, strongest
 from tfcausal.effects.store import EffectStore
 from tfcausal.effects.table import ParquetTable
 from tfcausal.errors import RunError
