@@ -91,7 +91,7 @@ class ImageEffects:
         logits, outputs = self.answers(before)
         of_changed = self.answers(changed)[0 if scale == "logit" else 1]
         observed = logits if scale == "logit" else outputs
-        same = (changed == before).all(axis=tuple(range(1, changed.ndim)))
+        same = np.array([np.array_equal(image, other) for image, other in zip(changed, before, strict=True)])
         intervened = np.where(same[:, None], observed, of_changed)[:, kept]
         return EffectResult(
             observed=observed[:, kept],

@@ -295,10 +295,10 @@ def check_images(images: object, input_shape: tuple[int | None, ...], name: str 
         raise InvalidArgument(message(name, "at least one image", "an empty batch"))
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
-    if not np.isfinite(array).all():
-        bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+    bad = next((index for index, image in enumerate(array) if not np.isfinite(image).all()), None)
+    if bad is not None:
         raise InvalidArgument(
-            message(name, "finite values of float32", f"NaN or infinity in image {bad[0]}", "Clean the data.")
+            message(name, "finite values of float32", f"NaN or infinity in image {bad}", "Clean the data.")
         )
     return array
 
