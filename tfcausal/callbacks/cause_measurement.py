@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfcausal import keras_api
-from tfcausal.callbacks.explaining import head_of
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
 from tfcausal.evaluation.localisation import MaskEnergy
 from tfcausal.graph import Activations, OperationGraph
+from tfcausal.interventions.logit_functions import head_of
 from tfcausal.interventions.masking import normalised_saliency, remove, soft_mask
 from tfcausal.models.cfcn import CFCNModel
 from tfcausal.models.gain import GAINModel
@@ -69,7 +69,7 @@ class CauseMeasurement:
         salient_area: SalientArea,
         masked_value: float | Sequence[float] = 0.0,
     ) -> None:
-        graph, head = explainer.graph, head_of(model, explainer.graph)
+        graph, head = explainer.graph, head_of(model, explainer.graph, None)
         check_inputs(images[:1], graph)
         channels = 1 if masks is None else masks.shape[-1]
         if channels != 1 and (head != "multi_label" or channels != graph.num_classes):

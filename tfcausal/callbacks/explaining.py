@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcausal import keras_api
 from tfcausal.graph import OperationGraph
 from tfcausal.models.gain import GAINModel
 from tfcausal.models.ppi import PPIModel
@@ -49,27 +48,6 @@ def explainer_of(model: keras.Model, method: str | None, options: Mapping[str, A
             settings = {option: getattr(model, option, None) for option in ("layer", "low", "high") if option in taken}
             own = {option: value for option, value in settings.items() if value is not None}
     return get_explainer(name, getattr(model, "explained_network", model), **{**own, **options})
-
-
-def head_of(model: keras.Model, graph: OperationGraph) -> Head:
-    """What the units of a model's head stand for: its own `head`, or what its last activation says.
-
-    Args:
-        model: The model.
-        graph: The operations of its network.
-
-    Returns:
-        `binary` for one unit, `multi_label` for several with a sigmoid, else `multi_class`.
-    """
-    known: dict[str, Head] = {"multi_class": "multi_class", "binary": "binary", "multi_label": "multi_label"}
-    own = getattr(model, "head", None)
-    if isinstance(own, str) and own in known:
-        return known[own]
-    if graph.num_classes == 1:
-        return "binary"
-    last = graph.producer(graph.output)
-    sigmoid = graph.output != graph.logits and last is not None and not keras_api.is_softmax(last.layer)
-    return "multi_label" if sigmoid else "multi_class"
 
 
 def predictions(outputs: np.ndarray, graph: OperationGraph, head: Head) -> tuple[np.ndarray, np.ndarray]:

@@ -13,9 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfcausal.atomic import write_atomic
-from tfcausal.callbacks.explaining import explainer_of, head_of, predictions
+from tfcausal.callbacks.explaining import explainer_of, predictions
 from tfcausal.callbacks.snapshot_sheet import mark_of, snapshot_sheet, write_image_summary
 from tfcausal.errors import InvalidArgument, message
+from tfcausal.interventions.logit_functions import head_of
 from tfcausal.models.checks import require_number
 from tfcausal.objectives.heads import Head
 from tfcausal.saliency.base import Explainer, check_inputs, check_targets
@@ -108,7 +109,7 @@ class SaliencySnapshots(keras.callbacks.Callback):
         if self._explainer is None or self._explained is not self.model:
             self._explainer, self._explained = explainer_of(self.model, self._method, self._options), self.model
         graph = self._explainer.graph
-        self._head = head_of(self.model, graph)
+        self._head = head_of(self.model, graph, None)
         (images,) = check_inputs(self._images, graph)
         targets = check_targets(self._targets, len(images), graph.num_classes)
         classes = max(2, graph.num_classes)
