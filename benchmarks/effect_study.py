@@ -188,8 +188,8 @@ def main() -> None:
 {seeds} of data, weights and order, and writes this page. [effects.md](effects.md) says what the numbers mean.
 {first["n"]} images of the test split with shuffled contexts; effects are changes of a probability, equation 1, with the
 answer through the untouched autoencoder as reference; attacks of size {eps} of the range of a pixel. Numbers are means
-over the seeds with the 95 % interval of that mean by Student's t with {degrees} degrees of freedom; intervals over the
-images of a seed are in every run's `effects.parquet`.
+over the seeds with the 95 % interval of that mean by Student's t with {degrees} degrees of freedom, which does not know
+that a share ends at 1; intervals over the images of a seed are in every run's `effects.parquet`.
 
 {accuracy_table(runs)}
 
