@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: setup demo test test-all benchmarks clean
+.PHONY: setup demo browser test test-all benchmarks clean
 
 setup: $(INSTALLED)
 
@@ -22,7 +22,12 @@ demo: setup
 	then $(BIN)/tfcausal run --resume runs/quickstart; \
 	else $(BIN)/tfcausal run configs/quickstart.yaml; fi
 
+# The browser in which the tests walk through the explorer; see the script.
+browser: setup
+	$(BIN)/python scripts/install_browser.py
+
 test: setup
+	$(BIN)/python scripts/install_browser.py --if-possible
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

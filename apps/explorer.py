@@ -18,7 +18,11 @@ PAGES = [
     st.Page("views/runs.py", title="Runs", icon=":material/list:", url_path="runs", default=True),
     st.Page("views/images.py", title="Images", icon=":material/grid_view:", url_path="images"),
     st.Page("views/one_image.py", title="One image", icon=":material/image_search:", url_path="one_image"),
+    st.Page("views/intervene.py", title="Intervene", icon=":material/science:", url_path="intervene"),
+    st.Page("views/effects.py", title="Effects", icon=":material/account_tree:", url_path="effects"),
+    st.Page("views/masks.py", title="Masks", icon=":material/draw:", url_path="masks"),
     st.Page("views/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
+    st.Page("views/own_images.py", title="Own images", icon=":material/upload:", url_path="own_images"),
 ]
 
 # A picture of its own in the browser's tab: those of Material would be fetched from another site.

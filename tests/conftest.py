@@ -1,6 +1,7 @@
 """A small run of every method, made once by the command line itself."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,16 @@ models:
 evaluation: {deletion_steps: 4, deletion_images: 20, minimum_group_size: 3}
 report: {images: 3}
 """
+
+SMALL_EFFECTS = {
+    "levels": ["block1_conv", "block2_conv"],
+    "autoencoder": {"concepts": 3, "hidden": 4, "epochs": 2},
+    "attacks": ["fgsm", {"name": "pgd", "steps": 2}],
+    "images": 50,
+    "resamples": 100,
+    "maps": {"images": 3, "pixel_wise": {"patch": 8}, "nodes": 2},
+    "detection": {},
+}
 
 
 @pytest.fixture(scope="session")
@@ -63,3 +74,20 @@ def small_run(tmp_path_factory, small_config, run_command):
     runs = tmp_path_factory.mktemp("runs")
     result = run_command("run", small_config, "--runs", runs)
     return runs / "small", result
+
+
+@pytest.fixture(scope="session")
+def small_effects(tmp_path_factory, small_run):
+    """A copy of the finished run with the effects of two of its three models; not to be changed."""
+    from rich.console import Console
+
+    from tfcausal.config import effects_from_mapping
+    from tfcausal.effect_study.command import measure_effects
+    from tfcausal.effect_study.request import Request
+    from tfcausal.progress import ConsoleProgress
+
+    path = shutil.copytree(small_run[0], tmp_path_factory.mktemp("measured") / "measured")
+    for model in ("plain", "cfcn"):
+        progress = ConsoleProgress(Console(quiet=True))
+        measure_effects(Request(path, model=model), effects_from_mapping(SMALL_EFFECTS), progress)
+    return path

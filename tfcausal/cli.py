@@ -13,11 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from tfcausal import __version__
-from tfcausal.cli_console import fail, native_messages_held_back, wide_console
+from tfcausal.cli_console import fail, native_messages_held_back, parsed_options, wide_console
 from tfcausal.cli_effects import EPILOG as EFFECTS_EPILOG
 from tfcausal.cli_effects import effects
 from tfcausal.cli_explorer import EPILOG as EXPLORE_EPILOG
-from tfcausal.cli_explorer import explore
+from tfcausal.cli_explorer import MASK_EPILOG, explore, mask
+from tfcausal.cli_export import EPILOG as EXPORT_EPILOG
+from tfcausal.cli_export import export
 from tfcausal.errors import TfCausalError
 
 if TYPE_CHECKING:
@@ -193,7 +195,7 @@ def explain(
         fail("Give a run or a model and images, for instance `tfcausal explain runs/quickstart photo.png`.")
     find_explainer(method)
     files = find_images(images)
-    chosen = {**_parsed(options or []), **({} if layer is None else {"layer": layer})}
+    chosen = {**parsed_options(options or []), **({} if layer is None else {"layer": layer})}
     folder = output or Path("explanations", method)
     console = Console(stderr=True)
 
@@ -212,25 +214,6 @@ def explain(
         records = explain_files(source, files, folder, settings, progress, model, say)
     counted = "1 image" if len(records) == 1 else f"{len(records)} images"
     typer.echo(f"Explained {counted} with {method}: {folder}")
-
-
-def _parsed(options: list[str]) -> dict[str, Any]:
-    """`key=value` as on the command line; the value is YAML, so that numbers are numbers and [8, 8] is a pair."""
-    import yaml
-
-    parsed: dict[str, Any] = {}
-    for text in options:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            fail(f"--option takes KEY=VALUE, such as `--option patch=16`; received `{text}`.")
-        try:
-            content = yaml.safe_load(value)
-        except yaml.YAMLError:
-            fail(
-                f"The value of --option {key} cannot be read: `{value}`. Put a text with special characters in quotes."
-            )
-        parsed[key] = tuple(content) if isinstance(content, list) else content
-    return parsed
 
 
 def _list_methods() -> None:
@@ -272,6 +255,8 @@ def _show(directory: RunDirectory, console: Console) -> None:
 
 app.command(epilog=EFFECTS_EPILOG)(effects)
 app.command(epilog=EXPLORE_EPILOG)(explore)
+app.command(epilog=MASK_EPILOG)(mask)
+app.command(epilog=EXPORT_EPILOG)(export)
 
 
 @app.command(epilog=_DOCTOR_EPILOG)

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -45,3 +45,22 @@ def native_messages_held_back() -> Iterator[None]:
 def fail(text: str) -> NoReturn:
     """Refuse what was typed, with the usage of the command."""
     raise typer.BadParameter(text)
+
+
+def parsed_options(options: list[str]) -> dict[str, Any]:
+    """`key=value` as on the command line; the value is YAML, so that numbers are numbers and [8, 8] is a pair."""
+    import yaml
+
+    parsed: dict[str, Any] = {}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            fail(f"--option takes KEY=VALUE, such as `--option patch=16`; received `{text}`.")
+        try:
+            content = yaml.safe_load(value)
+        except yaml.YAMLError:
+            fail(
+                f"The value of --option {key} cannot be read: `{value}`. Put a text with special characters in quotes."
+            )
+        parsed[key] = tuple(content) if isinstance(content, list) else content
+    return parsed

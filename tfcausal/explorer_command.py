@@ -1,4 +1,4 @@
-"""The work behind `tfcausal explore`: finds the explorer, starts it on this machine only, and opens a browser on it."""
+"""The work behind `tfcausal explore` and `tfcausal mask`: starts the explorer on this machine only, and a browser."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from pathlib import Path
 from tfcausal.errors import InvalidArgument, RunError, message
 
 RUNS_VARIABLE = "TFCAUSAL_RUNS"
+MODEL_VARIABLE = "TFCAUSAL_MODEL"
+MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")
+MASKS_VARIABLE = "TFCAUSAL_MASKS"
+"""The folder of images that masks are drawn for."""
+STARTED_VARIABLE = "TFCAUSAL_STARTED_IN"
+"""The folder that the command was given in, where relative paths in a run's configuration start."""
 DEFAULT_PORT = 8501
 _PORTS_TRIED = 50
 _SECONDS_TO_START = 60.0
@@ -46,6 +52,18 @@ def check_installed() -> None:
             f"The explorer needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. "
             "Install the extra: pip install 'tfcausal[explorer]'."
         )
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether a path is meant as a model file, and not as a folder of runs: by its suffix."""
+    return path.suffix.lower() in MODEL_SUFFIXES and not path.is_dir()
+
+
+def check_model_file(path: Path) -> None:
+    """Raise `InvalidArgument` unless there is a file that is called like a model; what is in it is not looked at."""
+    if not (is_model_file(path) and path.is_file()):
+        received = f"a file `{path.name}`" if path.is_file() else "a folder" if path.is_dir() else "nothing there"
+        raise InvalidArgument(message(str(path), f"a model file ({', '.join(MODEL_SUFFIXES)})", received))
 
 
 def quickstart_config() -> Path:
@@ -82,7 +100,9 @@ def explore(
     address: str = "localhost",
     browser: bool = True,
     page: str = "",
+    masks: Path | None = None,
     say: Callable[[str], None] = print,
+    model: Path | None = None,
 ) -> int:
     """Start the explorer and wait until it ends.
 
@@ -92,18 +112,23 @@ def explore(
         address: The address that it listens on; others than those of this machine let everybody in the network look
             at the runs.
         browser: Whether to open a browser.
-        page: The page to open, such as `images`; the list of runs if empty.
+        page: The page to open, such as `images`, with query parameters or without; the list of runs if empty.
+        masks: A folder of images to draw masks for; None for those that the runs were trained on.
         say: Called with the address when it answers.
+        model: A model file for the page of one's own images. Which one that is comes from here or from the environment
+            variable TFCAUSAL_MODEL, and never from a link.
 
     Returns:
         The exit code of the server; 0 if it was interrupted.
 
     Raises:
-        InvalidArgument: `runs` is a file, or the port is taken or none.
+        InvalidArgument: `runs` is a file, `model` is none, or the port is taken or none.
         RunError: The extra `explorer` is not installed, or the server does not start.
     """
     if runs.exists() and not runs.is_dir():
         raise InvalidArgument(message("runs", "a folder of runs, or a run", f"the file {runs}"))
+    if model is not None:
+        check_model_file(model)
     check_installed()
     chosen = _free_port(address) if port is None else _checked_port(port, address)
     root = explorer_root()
@@ -111,7 +136,9 @@ def explore(
     words += ["--server.address", address]
     if address not in ("localhost", "127.0.0.1", "::1"):
         words += ["--server.allowedHosts", "*"]
-    environment = {**os.environ, RUNS_VARIABLE: str(runs.resolve())}
+    environment = {**os.environ, RUNS_VARIABLE: str(runs.resolve()), STARTED_VARIABLE: str(Path.cwd())}
+    environment |= {} if masks is None else {MASKS_VARIABLE: str(masks.resolve())}
+    environment |= {} if model is None else {MODEL_VARIABLE: str(model.resolve())}
     # In this folder Streamlit finds `.streamlit/config.toml`: the theme, and what keeps the server closed.
     server = subprocess.Popen(
         [sys.executable, "-m", "streamlit", *words], cwd=root, env=environment, stdout=subprocess.DEVNULL
@@ -121,7 +148,8 @@ def explore(
     try:
         _wait_for(server, f"{server_url}/_stcore/health")
         url = f"{server_url}/{page}"
-        say(f"The explorer shows {runs} at {url} (end it with Ctrl+C)")
+        what = f"The explorer shows {model or runs}" if masks is None else f"Draw masks for {masks}"
+        say(f"{what} at {url} (end it with Ctrl+C)")
         if browser and _has_display():
             webbrowser.open(url)
         return server.wait()

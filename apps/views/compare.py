@@ -10,6 +10,7 @@ from tfcausal.browsing.overlays import Colours, sheet
 from tfcausal.browsing.runs import MEASURES, deletion_curves, measures, training_curves
 from tfcausal.browsing.stored_split import StoredSplit, split_names
 from widgets import address, cached, charts, export, frame, pictures
+from widgets.wording import plain
 
 ABOUT = (
     "Runs side by side: what they measured, how they trained, and the images on which two of their models differ most."
@@ -133,11 +134,11 @@ def show_changes(keys: dict[str, cached.Run]) -> tuple[pd.DataFrame, list[np.nda
             with st.container(gap="xxsmall"):
                 alt = f"{row.name}, class {row.label}: maps of {model} for {row.first} and of {other} for {row.second}"
                 pictures.show(both, alt, side=320)
-                if st.button(row.name.rsplit("/", 1)[-1], key=f"open-{row.position}", type="tertiary"):
+                if st.button(plain(row.name.rsplit("/", 1)[-1]), key=f"open-{row.position}", type="tertiary"):
                     beside = other if run == other_run else "-"
                     address.remember(image=row.name, run=run, split=split_name, model=model, beside=beside)
                     st.switch_page("views/one_image.py")
-                st.caption(f"class {row.label} · {text} · {kind} changed by {getattr(row, kind):.2f}")
+                st.caption(plain(f"class {row.label} · {text} · {kind} changed by {getattr(row, kind):.2f}"))
             captions.append(f"{row.name.rsplit('/', 1)[-1]}, class {row.label}\n{text}")
     sheets = [
         np.concatenate([one, np.ones((one.shape[0], 2, 3)), two], axis=1) for one, two in zip(*drawn, strict=True)

@@ -15,6 +15,7 @@ from tfcausal.browsing.overlays import Colours, sheet
 from tfcausal.browsing.stored_split import StoredSplit, split_names
 from tfcausal.saliency.registry import available_explainers
 from widgets import address, cached, export, frame, pictures
+from widgets.wording import plain
 
 ABOUT = (
     "What a model looks at in the images that it was measured on: choose some, sort them, and open one. "
@@ -147,10 +148,10 @@ def show_cell(view: View, pixels: np.ndarray, row: object) -> None:
     with st.container(gap="xxsmall"):
         pictures.show(pixels, f"{row.name}, class {row.label}: {view.method} map of {view.model} for {row.predicted}")
         mark = "✓" if row.right else "✗"
-        if st.button(row.name.rsplit("/", 1)[-1], key=f"open-{row.position}", type="tertiary"):
+        if st.button(plain(row.name.rsplit("/", 1)[-1]), key=f"open-{row.position}", type="tertiary"):
             address.remember(image=row.name)
             st.switch_page("views/one_image.py")
-        st.caption(f"{mark} {row.label} → {row.predicted}, p = {row.confidence:.2f}{_value(row)}")
+        st.caption(plain(f"{mark} {row.label} → {row.predicted}, p = {row.confidence:.2f}{_value(row)}"))
 
 
 def caption(row: object) -> str:

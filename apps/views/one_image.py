@@ -12,6 +12,7 @@ from tfcausal.errors import RunError, TfCausalError
 from tfcausal.figures import outlined
 from tfcausal.saliency.registry import available_explainers
 from widgets import address, cached, charts, export, frame, pictures
+from widgets.wording import plain
 
 ABOUT = "One image under several methods and models: what speaks for a class, and how much of the answer that explains."
 PREDICTED = "predicted"
@@ -44,9 +45,9 @@ def show_facts(split: StoredSplit, tables: dict[str, pd.DataFrame], position: in
         known = "its true mask outlined" if mask is not None else "its true mask is not known"
         pictures.show(outlined(picture, mask), f"{first['name']}, class {first['label']}; {known}", known, side=384)
     with right:
-        context = f" · context: {first['context']}" if "context" in first else ""
+        context = f" · context: {plain(first['context'])}" if "context" in first else ""
         agrees = "" if "agrees" not in first else (", agrees" if first["agrees"] else ", conflicts")
-        st.markdown(f"**{first['name']}** · class **{first['label']}**{context}{agrees}")
+        st.markdown(f"**{plain(first['name'])}** · class **{plain(first['label'])}**{context}{agrees}")
         rows = [
             {
                 "model": model,
@@ -84,7 +85,7 @@ def show_maps(
     every: list[np.ndarray] = []
     captions: list[str] = []
     for model, class_index in classes.items():
-        st.markdown(f"**{model}** for class **{split.class_names[class_index]}**")
+        st.markdown(f"**{model}** for class **{plain(split.class_names[class_index])}**")
         with st.grid(min_column_width=180):
             for method in methods:
                 with st.container(gap="xxsmall"), frame.shown_errors():

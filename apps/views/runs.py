@@ -24,6 +24,7 @@ from tfcausal.explorer_command import quickstart_config, start_quickstart
 from tfcausal.report import headline
 from tfcausal.runs import RunDirectory
 from widgets import address, cached, charts, export, frame
+from widgets.wording import plain
 
 ABOUT = "Every run in the folder, how far it is, and what it measured; a run that trains is followed while it does."
 REFRESH_SECONDS = 3
@@ -70,7 +71,7 @@ def show_run(name: str) -> None:
         st.error(f"The run '{name}' is gone: it was deleted or moved.", icon=":material/error:")
         return
     if summary.problem:
-        st.error(f"{summary.state}: {summary.problem}".replace("`", "'"), icon=":material/error:")
+        frame.problem(f"{summary.state}: {summary.problem}")
     if summary.state == "broken":
         return
     with frame.shown_errors():
@@ -87,7 +88,7 @@ def show_metrics(run: RunDirectory) -> None:
     try:
         columns = headline(run.metrics)
     except (LookupError, TypeError, AttributeError) as error:
-        st.error(f"The metrics of this run cannot be read ({type(error).__name__}: {error}).", icon=":material/error:")
+        frame.problem(f"The metrics of this run cannot be read ({type(error).__name__}: {error}).")
         return
     table = pd.DataFrame({column.title: column.cells for column in columns})
     alt = "; ".join(
@@ -120,7 +121,10 @@ def show_snapshots(run: RunDirectory) -> None:
         epoch = int(files[0].stem.rsplit("-", 1)[1])
         st.subheader(f"{model}, maps after epoch {epoch}", anchor=False)
         alt = f"Images and saliency maps of {model} after epoch {epoch}"
-        st.image(files[0].read_bytes(), alt=alt, width="stretch", output_format="PNG")
+        try:
+            st.image(files[0].read_bytes(), alt=alt, width="stretch", output_format="PNG")
+        except OSError as error:  # no picture, or gone
+            frame.problem(f"{files[0].name}: cannot be read ({error}).")
 
 
 def show_differences() -> None:
@@ -142,7 +146,7 @@ def offer_quickstart() -> None:
     if cached.summaries():
         st.rerun()
     folder = cached.folder().path
-    st.info(f"There are no runs in {folder} yet.", icon=":material/info:")
+    st.info(f"There are no runs in {plain(folder)} yet.", icon=":material/info:")
     st.write("The quickstart trains four small models in a few minutes, on digits that need no download:")
     config = quickstart_config()
     st.code(f"tfcausal run {config} --runs {folder}", language="bash")

@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
+from widgets.wording import plain
+
 _REMEMBERED, _WRITTEN, _FRESH, _SHOWN, _BUSY, _PAGE = (
     f"address-{part}" for part in ("remembered", "written", "fresh", "shown", "busy", "page")
 )
@@ -112,7 +114,10 @@ def segments(name: str, label: str, options: Sequence[str], default: str | None 
     """One of a few options, side by side; see :func:`select`."""
     first = default if default in options else options[0]
     _prepare(name, label, first, lambda texts: texts[0] if texts[0] in options else None, list(options).__contains__)
-    chosen = st.segmented_control(label, options, key=_key(name), required=True, **settings)
+    shown = settings.pop("format_func", str)
+    chosen = st.segmented_control(
+        label, options, key=_key(name), required=True, format_func=lambda option: plain(shown(option)), **settings
+    )
     return _record(name, chosen if chosen is not None else first)
 
 
@@ -158,6 +163,26 @@ def slider(name: str, label: str, low: float, high: float, default: float, step:
     return _record(name, st.slider(label, low, high, step=step, key=_key(name), **settings))
 
 
+def number(name: str, label: str, low: int, high: int, default: int, **settings: Any) -> int:
+    """A whole number, to be typed or stepped.
+
+    Args:
+        name: Name of the query parameter.
+        label: Label of the widget.
+        low: Smallest value.
+        high: Largest value.
+        default: The value at first.
+        **settings: Of the widget.
+    """
+
+    def known(texts: Sequence[str]) -> int | None:
+        value = _number(texts[0])
+        return int(value) if value is not None and value.is_integer() and low <= value <= high else None
+
+    _prepare(name, label, default, known, lambda value: low <= value <= high)
+    return _record(name, st.number_input(label, low, high, step=1, key=_key(name), **settings))
+
+
 def switch(name: str, label: str, default: bool = False, **settings: Any) -> bool:
     """On or off.
 
@@ -182,6 +207,47 @@ def text(name: str, label: str, default: str, **settings: Any) -> str:
     """
     _prepare(name, label, default, lambda texts: texts[0])
     return _record(name, st.text_input(label, key=_key(name), **settings))
+
+
+def texts(name: str, label: str, valid: Callable[[str], bool]) -> list[str]:
+    """Texts that no widget holds: the page shows them in its own way, and callbacks :func:`change` them.
+
+    Args:
+        name: Name of the query parameter.
+        label: What they are called where a link has others.
+        valid: Whether a text can be used.
+    """
+
+    def known(found: Sequence[str]) -> list[str] | None:
+        kept = [text for text in found if valid(text)]
+        return kept if kept or list(found) == [_NONE] else None
+
+    _prepare(name, label, [], known, lambda values: all(map(valid, values)))
+    return _record(name, list(st.session_state[_key(name)]))
+
+
+def held(name: str, label: str, default: str, valid: Callable[[str], bool]) -> str:
+    """A text that no widget holds: the page shows it in its own way, and sets it by :func:`hold`.
+
+    Args:
+        name: Name of the query parameter.
+        label: What it is called where a link has another one.
+        default: The text at first.
+        valid: Whether a text can be used.
+    """
+    _prepare(name, label, default, lambda texts: texts[0] if valid(texts[0]) else None, valid)
+    return _record(name, st.session_state[_key(name)])
+
+
+def hold(name: str, value: str) -> str:
+    """Set a text that no widget holds, for the link, too.
+
+    Args:
+        name: Name of the query parameter.
+        value: The text.
+    """
+    st.session_state[_key(name)] = value
+    return _record(name, value)
 
 
 def pages(name: str, count: int, of: object) -> int:
@@ -230,7 +296,7 @@ def _prepare(
     texts = state.get(_REMEMBERED, {}).get(name)
     value = known(texts) if texts else None
     if texts and value is None and (linked or key in state):  # what was chosen on another page need not be here
-        unknown = ", ".join(text[:60] for text in texts)
+        unknown = " ".join(", ".join(text[:60] for text in texts[:6]).replace("`", "'").split())
         st.warning(f"There is no {label.lower()} `{unknown}` here; this is the view without it.", icon=_NOT_HERE)
     state[key] = default if value is None else value
 

@@ -9,6 +9,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
+from widgets.wording import chart_text
+
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999933", "#882255")
 _CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
@@ -37,10 +39,12 @@ def curves(
     for name, (places, values, dash) in lines.items():
         colour = COLOURS[families.index(name.split(",")[0]) % len(COLOURS)]
         mode = "lines" if len(places) > 1 else "markers"
-        figure.add_scatter(x=places, y=values, name=name, mode=mode, line={"dash": dash, "color": colour, "width": 2})
+        figure.add_scatter(
+            x=places, y=values, name=chart_text(name), mode=mode, line={"dash": dash, "color": colour, "width": 2}
+        )
     figure.update_layout(
-        xaxis_title=x,
-        yaxis_title=y,
+        xaxis_title=chart_text(x),
+        yaxis_title=chart_text(y),
         height=300 + 12 * len(lines),  # the legend below needs its place
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
         legend={"orientation": "h", "y": -0.25},
@@ -80,11 +84,11 @@ def stacked_logits(names: Sequence[str], pixels: np.ndarray, biases: np.ndarray,
         logits: Their sum, (k,).
         key: Key of the element.
     """
-    figure = go.Figure()
-    figure.add_bar(y=list(names), x=pixels, name="pixels", orientation="h", marker_color=COLOURS[0])
-    figure.add_bar(y=list(names), x=biases, name="biases", orientation="h", marker_color=COLOURS[1])
+    figure, shown = go.Figure(), [chart_text(name) for name in names]
+    figure.add_bar(y=shown, x=pixels, name="pixels", orientation="h", marker_color=COLOURS[0])
+    figure.add_bar(y=shown, x=biases, name="biases", orientation="h", marker_color=COLOURS[1])
     figure.add_scatter(
-        y=list(names),
+        y=shown,
         x=logits,
         name="logit",
         mode="markers",

@@ -10,6 +10,7 @@ import streamlit as st
 from tfcausal.browsing.runs import RunSummary
 from tfcausal.errors import TfCausalError
 from widgets import address, cached
+from widgets.wording import plain
 
 STATES = {"complete": "●", "running": "◐", "stopped": "◌", "failed": "✕", "broken": "✕"}
 
@@ -34,7 +35,16 @@ def shown_errors() -> Iterator[None]:
     try:
         yield
     except TfCausalError as error:
-        st.error(str(error).replace("`", "'"), icon=":material/error:")
+        problem(error)
+
+
+def problem(text: object) -> None:
+    """Say what went wrong.
+
+    Args:
+        text: An error, or a sentence; what it quotes from files and links is shown as it is.
+    """
+    st.error(plain(str(text).replace("`", "'")), icon=":material/error:")
 
 
 def measured_runs() -> list[RunSummary]:

@@ -76,6 +76,18 @@ def legend(colours: Colours, method: str | None = None, scales: Sequence[float] 
         note = "max is below every picture"
     else:
         note = f"{method}, {unit_of(method)}" + ("" if one else f"; max is {low:.3g} to {high:.3g}, by picture")
+    colour_bar(colours, left, right, note)
+
+
+def colour_bar(colours: Colours, left: str, right: str, note: str) -> None:
+    """What colours say: a bar of them between what its ends are.
+
+    Args:
+        colours: `signed` or `positive`.
+        left: What the lowest colour is, with its value.
+        right: What the highest colour is.
+        note: What is shown, with its unit.
+    """
     stops = colour_stops(colours)
     left, right, note = (html.escape(text) for text in (left, right, note))
     bar = f"width:12rem;height:0.8rem;border-radius:0.2rem;background:linear-gradient(90deg,{','.join(stops)})"

@@ -9,11 +9,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from importlib import util
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+BROWSER_SCRIPT = ROOT / "scripts" / "install_browser.py"
+IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
+DRAWN = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +115,7 @@ def server(finished_runs):
     words = [sys.executable, "-m", "streamlit", "run", str(ROOT / "apps" / "explorer.py"), "--server.headless", "true"]
     process = subprocess.Popen(
         [*words, "--server.port", str(port)],
-        cwd=ROOT,
+        cwd=finished_runs,  # not where its settings are: they hold wherever it is started
         env={**os.environ, "TFCAUSAL_RUNS": str(finished_runs), "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -130,3 +135,68 @@ def server(finished_runs):
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def browser_program():
+    """A Chromium. Where it could be installed and is not, the walks fail; where it could not, they are left out."""
+    specification = util.spec_from_file_location("install_browser", BROWSER_SCRIPT)
+    script = util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    found = script.find()
+    if found is None:
+        missing = f"there is no Chromium for the walks: `make browser` ({BROWSER_SCRIPT.relative_to(ROOT)}) installs it"
+        if script.can_use_apt():
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return found
+
+
+@pytest.fixture(scope="module")
+def chromium(browser_program):
+    """A headless browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_program, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A page of the browser, with nothing in it."""
+    with chromium.new_context(viewport={"width": 1400, "height": 1000}) as context:
+        context.set_default_timeout(60_000)
+        yield context.new_page()
+
+
+@pytest.fixture(scope="session")
+def settle():
+    """Waits until a page with a title is drawn, and refuses it if anything in it went wrong."""
+
+    def wait(page, title, allow_errors=False):
+        page.get_by_role("heading", name=title, exact=True, level=1).wait_for()
+        for _ in range(3):  # a click takes a moment to reach the server
+            page.wait_for_timeout(200)
+            page.wait_for_function(f"{IDLE} && {DRAWN}")
+        assert page.get_by_test_id("stException").count() == 0
+        errors = page.get_by_test_id("stAlertContentError").all_inner_texts()
+        assert allow_errors or errors == []
+        return errors
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def choose():
+    """Chooses an option of a list of a page, by its label."""
+
+    def select(page, label, option):
+        box = page.get_by_role("combobox", name=label).first
+        box.evaluate("box => box.scrollIntoView({block: 'center'})")  # scrolling closes an open list
+        page.wait_for_timeout(300)
+        box.fill(option)
+        page.get_by_role("option", name=option, exact=True).click()
+
+    return select

@@ -1,4 +1,4 @@
-"""A walk through the explorer in a real browser. It is left out only where there is no Chromium."""
+"""A walk through the explorer in a real browser."""
 
 import shutil
 import socket
@@ -6,28 +6,8 @@ import socket
 import pytest
 import zarr
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
-QUIET = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
 DRAWN = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium):
-    with chromium.new_context(viewport={"width": 1400, "height": 1000}) as context:
-        context.set_default_timeout(60_000)
-        yield context.new_page()
 
 
 def settle(page, title):

@@ -151,3 +151,27 @@ def test_configurations_differ_in_settings_by_key_path():
     assert table.loc["models.ppi.threshold"].tolist() == ["0.25", "–"]
     assert "name" not in table.index
     assert config_differences({"one": one, "same": one}).empty
+
+
+@pytest.mark.parametrize("change", [{"started": "yesterday"}, {"updated": 3}, {"error": [1]}])
+def test_a_status_that_says_nothing_makes_a_broken_run(run, change):
+    status = json.loads((run.path / "status.json").read_text())
+    (run.path / "status.json").write_text(json.dumps({**status, **change}))
+    summary = RunsFolder(run.path.parent).summary("try")
+    assert summary.state == "broken"
+    assert "status.json: cannot be read" in summary.problem
+
+
+@pytest.mark.parametrize("table", ["turn,loss\n1,2\n", "epoch,loss\n,0.5\n"])
+def test_a_history_of_another_shape_is_an_error_that_names_it(run, table):
+    (run.path / "models" / "plain" / "history.csv").write_text(table)
+    with pytest.raises(RunError, match=r"models/plain: cannot be read"):
+        training_curves(run)
+
+
+def test_only_files_of_an_epoch_are_snapshots(run):
+    folder = run.path / "snapshots" / "plain"
+    folder.mkdir(parents=True)
+    for name in ("saliency-epoch-0002.png", "saliency-epoch-0010.png", "saliency-epoch-x.png", "other.png"):
+        (folder / name).write_bytes(b"")
+    assert [file.name for file in snapshots(run)["plain"]] == ["saliency-epoch-0010.png", "saliency-epoch-0002.png"]

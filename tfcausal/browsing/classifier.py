@@ -13,7 +13,7 @@ import numpy as np
 from tfcausal.config_errors import closest
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
 from tfcausal.evaluation.faithfulness import Deletion
-from tfcausal.models.loading import RUN_PIXELS, load_trained
+from tfcausal.models.loading import LoadedModel, load_trained
 from tfcausal.runs import RunDirectory
 from tfcausal.saliency.base import Explainer
 from tfcausal.saliency.registry import find_explainer, get_explainer
@@ -48,30 +48,28 @@ class LogitParts:
         return np.divide(self.pixels, self.logits, out=np.full(len(self.logits), np.nan), where=known)
 
 
-class RunClassifier:
-    """A trained model of a run and its explainers, which are compiled when they are first used and then kept.
-
-    Model files are loaded in Keras's safe mode: code inside them is not run.
+class LoadedClassifier:
+    """A trained model and its explainers, which are compiled when they are first used and then kept.
 
     Args:
-        run: The run.
-        model: Name of the model.
+        loaded: The model, and what is known of its images.
 
     Attributes:
-        class_names: Names of the classes, by index.
+        model: The classifier.
+        class_names: Names of the classes, by index; empty where they are unknown.
+        pixels: What black and white are in the model's input.
 
     Raises:
-        InvalidArgument: The run has no such model, or Keras cannot load it.
-        RunError: The model is not trained yet.
+        InvalidArgument: It is not known what black and white are.
     """
 
-    def __init__(self, run: RunDirectory, model: str) -> None:
-        if model not in run.config.models:
-            remedy = closest(model, run.config.models, "models")
-            raise InvalidArgument(message("model", "a model of the run", repr(model[:200]), remedy))
-        loaded = load_trained(run.path, model)
-        self._model = loaded.model
+    def __init__(self, loaded: LoadedModel) -> None:
+        if loaded.pixels is None:
+            remedy = "See tfcausal.models.inputs.pixel_range."
+            raise InvalidArgument(message("loaded.pixels", "what black and white are in the input", None, remedy))
+        self.model = loaded.model
         self.class_names = loaded.class_names or ()
+        self.pixels = loaded.pixels
         self._explainers: OrderedDict[str, Explainer] = OrderedDict()
         self._deletions: dict[int, Deletion] = {}
         self._lock = Lock()
@@ -81,7 +79,7 @@ class RunClassifier:
 
         Args:
             methods: Names of methods.
-            image: Any image, as the run keeps it, (height, width, channels).
+            image: Any image, in the range of `pixels`, (height, width, channels).
         """
         for method in methods:
             with suppress(InvalidArgument, UnsupportedOperation):
@@ -94,20 +92,20 @@ class RunClassifier:
         """What the model answers.
 
         Args:
-            images: As the run keeps them, (N, height, width, channels).
+            images: In the range of `pixels`, (N, height, width, channels).
 
         Returns:
             The model's output, (N, classes).
         """
         parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        return np.concatenate([np.asarray(self._model(part, training=False), np.float32) for part in parts])
+        return np.concatenate([np.asarray(self.model(part, training=False), np.float32) for part in parts])
 
     def maps(self, method: str, images: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
         """Maps of a method, summed over the channels.
 
         Args:
             method: Name of the method, one of `available_explainers`.
-            images: As the run keeps them, (N, height, width, channels).
+            images: In the range of `pixels`, (N, height, width, channels).
             classes: The class to explain for each, (N,).
 
         Returns:
@@ -124,7 +122,7 @@ class RunClassifier:
         """Take the largest logits for an image apart into what the pixels and what the biases contribute.
 
         Args:
-            image: As the run keeps it, (height, width, channels).
+            image: In the range of `pixels`, (height, width, channels).
             most: How many classes.
 
         Raises:
@@ -144,7 +142,7 @@ class RunClassifier:
         """Probability of the predicted class while pixels are deleted, most salient first; at last in random order.
 
         Args:
-            image: As the run keeps it, (height, width, channels).
+            image: In the range of `pixels`, (height, width, channels).
             maps: Maps to delete by, (n, height, width).
             steps: Steps from the whole image to none of it.
             seed: Seed of the random order.
@@ -153,7 +151,7 @@ class RunClassifier:
             Curves, (n + 1, steps + 1).
         """
         with self._lock:
-            deletion = self._deletions.setdefault(steps, Deletion(self._model, steps))
+            deletion = self._deletions.setdefault(steps, Deletion(self.model, steps))
         control = deletion.random_maps(image[None], seed)
         every = np.concatenate([maps[..., None], control])
         return deletion.curves(np.repeat(image[None], len(every), axis=0), every)
@@ -163,10 +161,31 @@ class RunClassifier:
             self._explainers.move_to_end(method)
             return self._explainers[method]
         entry = find_explainer(method)
-        low, high = RUN_PIXELS
+        low, high = sorted(self.pixels)
         bounds = {"low": low, "high": high} if {"low", "high"}.issubset(entry.options()) else {}
-        explainer = get_explainer(method, self._model, **bounds)
+        explainer = get_explainer(method, self.model, **bounds)
         self._explainers[method] = explainer
         if len(self._explainers) > _EXPLAINERS:
             self._explainers.popitem(last=False)
         return explainer
+
+
+class RunClassifier(LoadedClassifier):
+    """A trained model of a run and its explainers.
+
+    Model files are loaded in Keras's safe mode: code inside them is not run.
+
+    Args:
+        run: The run.
+        model: Name of the model.
+
+    Raises:
+        InvalidArgument: The run has no such model, or Keras cannot load it.
+        RunError: The model is not trained yet.
+    """
+
+    def __init__(self, run: RunDirectory, model: str) -> None:
+        if model not in run.config.models:
+            remedy = closest(model, run.config.models, "models")
+            raise InvalidArgument(message("model", "a model of the run", repr(model[:200]), remedy))
+        super().__init__(load_trained(run.path, model))

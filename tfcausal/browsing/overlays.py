@@ -32,6 +32,7 @@ UNITS = {
     "gradient": _SLOPE,
     "smoothgrad": _SLOPE,
     "guided_backpropagation": _SLOPE,
+    "pixel_effects": "probability",
     "vargrad": "squared logits per squared unit of a pixel's value",
     "grad_cam": "no unit",
     "grad_cam_plus_plus": "no unit",
@@ -112,6 +113,27 @@ def overlaid(
     place = strength if colours == "positive" else 0.5 + 0.5 * strength
     alpha = opacity * np.abs(strength)[..., None] ** _GAMMA
     return (1 - alpha) * _DIMMED * grey + alpha * colormaps[_COLOUR_MAPS[colours]](place)[..., :3]
+
+
+def amplified_change(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, float]:
+    """What an intervention added to an image, about mid-grey and as strong as the colours allow.
+
+    Args:
+        before: (height, width, channels) in [0, 1], 1 or 3 channels.
+        after: The changed image.
+
+    Returns:
+        (height, width, 3) in [0, 1], and the factor by which the change is amplified; 1 where there is none.
+
+    Example:
+        >>> picture, factor = amplified_change(np.full((1, 2, 1), 0.5), np.array([[[0.5], [0.25]]]))
+        >>> picture[0, :, 0].tolist(), factor
+        ([0.5, 0.0], 2.0)
+    """
+    change = np.asarray(after, np.float64) - before
+    largest = float(np.abs(change).max(initial=0.0))
+    factor = 0.5 / largest if largest > 0 else 1.0
+    return outlined(0.5 + factor * change, None), factor
 
 
 @cache

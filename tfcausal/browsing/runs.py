@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfcausal.config import RunConfig
 from tfcausal.errors import InvalidArgument, RunError, TfCausalError, message
-from tfcausal.runs import RunDirectory
+from tfcausal.runs import RunDirectory, Status
 
 if TYPE_CHECKING:
     import pandas
@@ -31,6 +32,7 @@ MEASURES = {
 }
 """What is measured on every split, and what it says."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SNAPSHOT = re.compile(r"saliency-epoch-[0-9]+\.png")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class RunsFolder:
         try:
             run = self.open(name)
             status = run.status
+            _check_status(run, status)
         except TfCausalError as error:
             return RunSummary(name, "broken", str(error))
         state: RunState = "stopped" if status.state == "running" and _is_abandoned(run) else status.state
@@ -164,12 +167,13 @@ def training_curves(run: RunDirectory) -> pandas.DataFrame:
 
     rows = []
     for model in run.config.models:
-        for row in _history(run, model):
-            for key, number in row.items():
-                if key in ("epoch", "seconds") or not isinstance(number, int | float):
-                    continue
-                part, value = ("validation", key[4:]) if key.startswith("val_") else ("training", key)
-                rows.append((model, int(row["epoch"]), part, value, float(number)))
+        with _reading(run.path / "models" / model):
+            for row in _history(run, model):
+                for key, number in row.items():
+                    if key in ("epoch", "seconds") or not isinstance(number, int | float):
+                        continue
+                    part, value = ("validation", key[4:]) if key.startswith("val_") else ("training", key)
+                    rows.append((model, int(row["epoch"]), part, value, float(number)))
     return pandas.DataFrame(rows, columns=["model", "epoch", "part", "value", "number"])
 
 
@@ -180,9 +184,13 @@ def snapshots(run: RunDirectory) -> dict[str, list[Path]]:
         run: The run.
     """
     found = {
-        model: sorted((run.path / "snapshots" / model).glob("saliency-epoch-*.png")) for model in run.config.models
+        model: sorted(
+            (file for file in (run.path / "snapshots" / model).glob("*.png") if _SNAPSHOT.fullmatch(file.name)),
+            reverse=True,
+        )
+        for model in run.config.models
     }
-    return {model: files[::-1] for model, files in found.items() if files}
+    return {model: files for model, files in found.items() if files}
 
 
 def measures(run: RunDirectory) -> pandas.DataFrame:
@@ -273,6 +281,14 @@ def _history(run: RunDirectory, model: str) -> list[dict[Any, Any]]:
         return []
     with _reading(run.path):
         return run.history(model).to_dict("records")
+
+
+def _check_status(run: RunDirectory, status: Status) -> None:
+    with _reading(run.path / "status.json"):
+        for moment in (status.started, status.updated):
+            datetime.fromisoformat(moment)
+        if not isinstance(status.error, str | None):
+            raise TypeError(f"error: expected a text or null; received {type(status.error).__name__}")
 
 
 def _is_abandoned(run: RunDirectory) -> bool:

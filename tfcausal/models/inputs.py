@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfcausal.data.decoding import decode_image
+from tfcausal.data.decoding import decode_image, to_shares
 from tfcausal.errors import DataError, InvalidArgument, UnsupportedOperation, message
 from tfcausal.graph import OperationGraph
 from tfcausal.models.loading import LoadedModel
@@ -65,14 +65,29 @@ def pixel_range(
         if not (np.isfinite(given).all() and given[0] != given[1]):
             raise InvalidArgument(message("pixels", "two different finite numbers", given))
         return given
+    chosen, reason = likely_range(loaded, graph)
+    if reason:
+        say(f"{reason} Change it with --pixels LOW HIGH.")
+    return chosen
+
+
+def likely_range(loaded: LoadedModel, graph: OperationGraph) -> tuple[tuple[float, float], str]:
+    """What black and white are in the model's input, as far as the model tells.
+
+    Args:
+        loaded: The model.
+        graph: Its operations.
+
+    Returns:
+        The two numbers, and a sentence that says why if they are a guess by the model's first layer; empty if not.
+    """
     if loaded.pixels is not None:
-        return loaded.pixels
+        return loaded.pixels, ""
     first = next((operation for operation in graph.operations if graph.input in operation.inputs), None)
     scales = first is not None and isinstance(first.layer, (keras.layers.Rescaling, keras.layers.Normalization))
-    chosen = (0.0, 255.0) if scales else (0.0, 1.0)
+    low, high = (0.0, 255.0) if scales else (0.0, 1.0)
     reason = "begins with a layer that scales them" if scales else "does not begin with a layer that scales them"
-    say(f"Pixels are given as {chosen[0]:g} to {chosen[1]:g}: the model {reason}. Change it with --pixels LOW HIGH.")
-    return chosen
+    return (low, high), f"Pixels are given as {low:g} to {high:g}: the model {reason}."
 
 
 def read_image(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -89,5 +104,4 @@ def read_image(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
         pixels, _ = decode_image(file, *shape)
     except DataError as error:
         raise DataError(f"`{file}` cannot be used: {error}. Repair it, or leave it out.") from None
-    scaled = pixels / np.float32(255.0) if pixels.dtype == np.uint8 else pixels
-    return np.broadcast_to(scaled, shape).astype(np.float32)
+    return to_shares(pixels, shape)

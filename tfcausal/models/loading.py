@@ -77,9 +77,14 @@ def _load_from_run(run: RunDirectory, name: str | None) -> LoadedModel:
 
 def _load_file(path: Path) -> keras.Model:
     try:
-        model = keras.models.load_model(path, compile=False)
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # whatever Keras meets in a file that is damaged or needs classes that are not there
         reason = " ".join(str(error).split())[:300]
+        if "safe_mode" in reason:
+            expected = "a model that Keras can load without running Python code that the file brings along"
+            remedy = "Save it with a layer class of its own, or one of Keras, in place of a Lambda of Python code."
+            received = "such code, which is never run: a Lambda layer, or the like"
+            raise InvalidArgument(message(str(path), expected, received, remedy)) from error
         expected = "a model that Keras can load"
         remedy = "A model with layers of your own is explained in Python: tfcausal.get_explainer(method, model)."
         raise InvalidArgument(message(str(path), expected, f"{type(error).__name__}: {reason}", remedy)) from error

@@ -1,0 +1,107 @@
+"""A walk through the page Intervene in a real browser."""
+
+IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
+DRAWN = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+OTHER = "old => (document.querySelector('[data-testid=stAlert]')?.innerText ?? old) != old"
+
+
+def settle(page):
+    """Wait until the page is drawn, and refuse it if anything in it went wrong; gives what happened in words."""
+    page.get_by_role("heading", name="Intervene", exact=True, level=1).wait_for()
+    page.get_by_test_id("stAlert").first.wait_for()
+    for _ in range(3):  # a click takes a moment to reach the server
+        page.wait_for_timeout(200)
+        page.wait_for_function(f"{IDLE} && {DRAWN}")
+    assert page.get_by_test_id("stException").count() == 0
+    assert page.get_by_test_id("stAlertContentError").all_inner_texts() == []
+    return page.get_by_test_id("stAlert").first.inner_text()
+
+
+def changed(page, told):
+    """Wait until something else happened than what was told."""
+    page.wait_for_function(OTHER, arg=told)
+    return settle(page)
+
+
+def drag(page, first, last):
+    """Draw on the canvas; places in pixels of the image, which has 24 on a side."""
+    canvas = page.locator("canvas.upper-canvas")
+    canvas.scroll_into_view_if_needed()
+    around = canvas.bounding_box()
+    (x, y), (to_x, to_y) = (
+        (around["x"] + around["width"] * x / 24, around["y"] + around["height"] * y / 24) for x, y in (first, last)
+    )
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move((x + to_x) / 2, (y + to_y) / 2, steps=3)
+    page.mouse.move(to_x, to_y, steps=3)
+    page.mouse.up()
+
+
+def pictures(page):
+    return page.get_by_test_id("stMain").locator("img").evaluate_all("all => all.map(image => [image.alt, image.src])")
+
+
+def test_a_region_is_masked_with_the_mouse_and_with_the_keyboard_then_an_attack_and_a_concept(server, page):
+    page.goto(f"{server}/intervene?run=small&model=plain")
+    told = settle(page)
+    assert "Nothing is done yet" in told
+    before = dict(pictures(page))
+    told = (drag(page, (4, 4), (20, 16)), changed(page, told))[1]
+    assert "Masked 33.3% of the picture" in told
+    assert "region=box%2C4%2C4%2C20%2C16" in page.url
+    after = dict(pictures(page))
+    assert after["The picture as it was"] == before["The picture as it was"]
+    masked = "The picture after: masked 33.3% of the picture"
+    assert after[masked] != before["The picture after: nothing is done to it"]
+    bars = page.locator(".js-plotly-plot .bars path")
+    bars.first.wait_for(state="attached")
+    assert bars.count() == 10
+
+    told = (drag(page, (1, 18), (6, 23)), changed(page, told))[1]
+    assert "Masked 37.7%" in told
+    bottom = page.get_by_role("spinbutton", name="Bottom")
+    bottom.fill("21")
+    bottom.press("Enter")
+    told = changed(page, told)
+    assert "Masked 35.9%" in told
+    view = page.url
+    assert view.count("region=") == 2
+    assert "region=box%2C1%2C18%2C6%2C21" in view
+    page.reload()
+    assert settle(page) == told
+    assert page.url == view
+
+    page.get_by_role("radio", name="brush", exact=True).click()
+    settle(page)
+    told = (drag(page, (21, 4), (22, 20)), changed(page, told))[1]
+    assert "region=brush%2C" in page.url
+    page.get_by_role("button", name="Remove it").click()
+    told = changed(page, told)
+    assert "Masked 35.9%" in told
+    settle(page)
+    assert page.url.count("region=") == 2
+
+    page.get_by_role("radio", name="attack", exact=True).click()
+    told = changed(page, told)
+    assert "Attacked by FGSM with strength 0.05" in told
+    strength = page.get_by_role("slider", name="Strength").first
+    strength.focus()
+    strength.press("ArrowRight")
+    told = changed(page, told)
+    assert "strength 0.055" in told
+    box = page.get_by_role("combobox", name="Set concepts to zero")
+    box.click()
+    box.fill("block2_conv")
+    page.get_by_role("option", name="block2_conv: channels").click()
+    told = changed(page, told)
+    assert "of block2_conv to zero" in told
+    names = [alt for alt, _ in pictures(page)]
+    assert any(name.startswith("What the attack added") for name in names)
+    assert any(name.startswith("Where concept ") for name in names)
+    with page.expect_download() as table:
+        page.get_by_role("button", name="CSV").click()
+    assert table.value.path().read_text(encoding="utf-8").splitlines()[0] == "class,before,after,effect"
+    view = page.url
+    page.goto(view)
+    assert settle(page) == told

@@ -1,0 +1,1 @@
+"""What stands between a trained classifier and a server: the exported model, its card, its requests."""
