@@ -12,7 +12,7 @@ from PIL import Image
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from widgets import address, cached
+from widgets import address, cached, keras_state
 
 PAGES = [
     st.Page("views/runs.py", title="Runs", icon=":material/list:", url_path="runs", default=True),
@@ -32,6 +32,9 @@ st.set_page_config(page_title="tfcausal", page_icon=Image.fromarray(COLOURS[ICON
 page = st.navigation(PAGES)
 address.begin(page.url_path)
 cached.touch()
-page.run()
+try:
+    page.run()
+finally:  # also where a page is left for another one
+    keras_state.keep()
 address.write()
 cached.touch()

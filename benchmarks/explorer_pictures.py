@@ -28,6 +28,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from tfcausal.data.loading import load_data
+from tfcausal.explorer_command import MASKS_VARIABLE, STARTED_VARIABLE
 from tfcausal.progress import ConsoleProgress
 from tfcausal.runs import RunDirectory
 
@@ -60,11 +61,12 @@ def server(runs: Path, masks: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    started = {STARTED_VARIABLE: str(masks.parents[1])}
     words = ["run", "apps/explorer.py", "--server.headless=true", f"--server.port={port}"]
     process = subprocess.Popen(
         [sys.executable, "-m", "streamlit", *words],
         cwd=ROOT,
-        env={**os.environ, "TFCAUSAL_RUNS": str(runs.resolve()), "TFCAUSAL_MASKS": str(masks)},
+        env={**os.environ, "TFCAUSAL_RUNS": str(runs.resolve()), MASKS_VARIABLE: str(masks), **started},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -123,19 +125,20 @@ def main() -> None:
     run = RunDirectory.open(arguments.runs / arguments.run)
     first, *_, last = run.config.models
     shared = {"run": run.name, "split": "test_shuffled"}
-    with tempfile.TemporaryDirectory() as folder:
-        files = write_images(run, Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "data", "digits")
+        files = write_images(run, folder)
         pages: dict[str, tuple[str, dict[str, object], Callable[[Page], None]]] = {
             "runs": ("Runs", {"run": run.name}, nothing),
             "images": ("Images", {**shared, "model": first, "answer": "wrong", "outline": True}, nothing),
             "one_image": ("One image", {**shared, "model": first, "beside": last, "outline": True}, nothing),
-            "intervene": ("Intervene", {**shared, "model": last}, nothing),
+            "intervene": ("Intervene", {**shared, "model": last, "masking": "cause"}, nothing),
             "effects": ("Effects", {"run": run.name, "model": first}, nothing),
             "masks": ("Masks", {}, nothing),
             "compare": ("Compare", {}, nothing),
             "own_images": ("Own images", {"run": run.name, "model": last}, upload(files[:8])),
         }
-        with server(arguments.runs, Path(folder)) as address, sync_playwright() as playwright:
+        with server(arguments.runs, folder) as address, sync_playwright() as playwright:
             program = os.environ.get("CHROMIUM", "/usr/bin/chromium")
             browser = playwright.chromium.launch(
                 executable_path=program, args=["--no-sandbox", "--disable-background-networking"]

@@ -10,8 +10,10 @@ from importlib import util
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tfcausal import explorer_command
+from tfcausal.cli import app
 from tfcausal.errors import InvalidArgument, RunError
 from tfcausal.explorer_command import check_installed, explore, explorer_root
 
@@ -82,9 +84,65 @@ def test_a_taken_port_and_a_file_are_refused_before_anything_starts(taken, tmp_p
         explore(tmp_path / "file", browser=False)
 
 
+@pytest.fixture
+def started(monkeypatch):
+    """The commands and environments of the servers that were started; none is."""
+    found = []
+
+    class Server:
+        def __init__(self, words, **settings):
+            found.append((words, settings["env"]))
+
+        def wait(self):
+            return 0
+
+        def poll(self):
+            return 0
+
+    monkeypatch.setattr(explorer_command.subprocess, "Popen", Server)
+    monkeypatch.setattr(explorer_command, "_wait_for", lambda server, url: None)
+    monkeypatch.delenv("TFCAUSAL_MODEL", raising=False)
+    return found
+
+
+def test_a_model_file_is_handed_over_in_the_environment_and_opens_its_page(started, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("model.keras").write_bytes(b"anything")
+    runner = CliRunner()
+    result = runner.invoke(app, ["explore", "model.keras", "--port", "47813", "--no-browser"])
+    assert result.exit_code == 0
+    assert "The explorer shows model.keras at http://localhost:47813/own_images " in result.stderr
+    ((words, environment),) = started
+    assert environment["TFCAUSAL_MODEL"] == str(tmp_path / "model.keras")
+    assert environment["TFCAUSAL_RUNS"] == str(tmp_path / "runs")
+    assert not any("model.keras" in word for word in words)
+    assert words[words.index("--server.address") + 1] == "localhost"
+    assert "--server.allowedHosts" not in words
+
+    Path("folder.keras").mkdir()  # a folder of runs may be called like this
+    assert runner.invoke(app, ["explore", "folder.keras", "--port", "47813", "--no-browser"]).exit_code == 0
+    assert "TFCAUSAL_MODEL" not in started[-1][1]
+
+
+@pytest.mark.parametrize(("name", "received"), [("gone.keras", "nothing there"), ("notes.txt", "a file `notes.txt`")])
+def test_what_is_no_model_file_is_refused_before_anything_starts(started, tmp_path, name, received):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(InvalidArgument, match=rf"expected a model file \(\.keras, \.h5, \.hdf5\); received {received}"):
+        explore(tmp_path, browser=False, model=tmp_path / name)
+    assert started == []
+
+
+def test_the_network_sees_the_explorer_only_if_it_is_told_so(started, tmp_path):
+    explore(tmp_path, port=47813, address="0.0.0.0", browser=False)
+    ((words, _),) = started
+    assert words[words.index("--server.address") + 1] == "0.0.0.0"
+    assert words[words.index("--server.allowedHosts") + 1] == "*"
+
+
 def test_the_server_is_closed_to_the_network_by_its_settings():
     settings = tomllib.loads((explorer_root() / ".streamlit" / "config.toml").read_text(encoding="utf-8"))
     assert settings["server"]["address"] == "localhost"
+    assert settings["server"]["allowedHosts"] == ["localhost", "127.0.0.1", "[::1]"]
     assert settings["server"]["enableXsrfProtection"] is True
     assert settings["server"]["maxUploadSize"] <= 25
     assert settings["browser"]["gatherUsageStats"] is False

@@ -13,6 +13,7 @@ from tfcausal.browsing.effects import StoredEffects
 from tfcausal.effect_study.figures import effect_bars
 from widgets import address, cached, cached_effects, effect_charts, effect_detection, effect_images, export, frame
 from widgets.cached_effects import View
+from widgets.wording import plain
 
 ABOUT = (
     "What happens to a model's answer when a concept inside it is switched off, a region is masked, or an attack moves "
@@ -93,23 +94,24 @@ def show_trust(view: View) -> None:
                 if view.level in (None, level.layer):
                     text = f"{level.layer}: {level.agreement}"
                     if level.faithful:
-                        st.caption(text)
+                        st.caption(plain(text))
                     else:
-                        st.warning(text, icon=":material/warning:")
+                        st.warning(plain(text), icon=":material/warning:")
             changed = [
                 f"{name} {share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]"
                 for name, share in effects.changed_answers.items()
             ]
             if changed:
-                st.caption(f"Images with another answer: {', '.join(changed)}.")
+                st.caption(plain(f"Images with another answer: {', '.join(changed)}."))
             if effects.never_predicted:
                 few, more = effects.never_predicted[:10], " and others" if len(effects.never_predicted) > 10 else ""
-                st.caption(f"No image's answer, so that effects are of small probabilities: {', '.join(few)}{more}.")
+                text = f"No image's answer, so that effects are of small probabilities: {', '.join(few)}{more}."
+                st.caption(plain(text))
 
 
 def show_bars(view: View) -> None:
     what = "the image as a whole" if view.level is None else f"the concepts of {view.level}"
-    st.subheader(f"Effects of {view.intervention} on {what}", anchor=False)
+    st.subheader(plain(f"Effects of {view.intervention} on {what}"), anchor=False)
     tables: dict[str, pd.DataFrame] = {}
     for model in view.effects:
         with frame.shown_errors():
@@ -204,13 +206,13 @@ def show_values(view: View, level: str) -> None:
         with place:
             text = f"{model}: node {best['node']} of {level} on class {best['of']}"
             alt = f"{text}: " + "; ".join(f"set to {row.value:.3g} {row.effect:+.3g}" for row in values.itertuples())
-            st.markdown(text)
+            st.markdown(plain(text))
             effect_charts.by_value(values, view.effects[model].unit, alt, key=f"values-{model}")
 
 
 def _split(effects: StoredEffects) -> str:
     split = effects.settings.get("split")
-    return f" of {frame.spoken(str(split))}" if split else ""
+    return f" of {plain(frame.spoken(str(split)))}" if split else ""
 
 
 def show() -> None:

@@ -106,14 +106,15 @@ def choose_image(desk: drawing.Desk, sample: tuple[Sampled, ...], done: list[boo
         shown = address.hold("image", target)
     places = st.columns([3, 8, 5, 3], vertical_alignment="bottom")
     with places[1]:
-        key = f"masks-image-{shown}"
+        key = f"masks-image-{shown}-{sum(done)}"  # another widget for other marks: it is known by its texts
         st.selectbox(
             "Image",
             names,
             names.index(shown),
             key=key,
             format_func=lambda name: f"{'✓' if marks[name] else '·'} {name}",
-            on_change=lambda: desk.go_to(st.session_state[key]),
+            on_change=pick,
+            args=(desk, key, shown),
         )
     with places[2]:
         address.segments("through", "Go through", [UNDRAWN, "all"])
@@ -122,6 +123,12 @@ def choose_image(desk: drawing.Desk, sample: tuple[Sampled, ...], done: list[boo
     with places[3]:
         action(desk, "Next", "next", "N", ":material/chevron_right:", primary=True)
     return names.index(shown)
+
+
+def pick(desk: drawing.Desk, key: str, shown: str) -> None:
+    chosen = st.session_state[key]
+    if chosen != shown:  # after a run that was cut short, Streamlit takes the first value for a change
+        desk.go_to(chosen)
 
 
 def action(desk: drawing.Desk, label: str, name: str, shortcut: str, icon: str, primary: bool = False) -> None:
@@ -139,15 +146,18 @@ def action(desk: drawing.Desk, label: str, name: str, shortcut: str, icon: str, 
 
 def leave(desk: drawing.Desk, key: cached_masks.Folder, name: str) -> None:
     """Save what was drawn on the image before; where that fails, go back to it."""
-    now = desk.drawing
-    if now is None or not now.shapes or (now.image == name and str(now.folder.root) == key[0]):
-        return
-    here = str(now.folder.root) == key[0]
-    if not desk.save(time.monotonic()):
-        if here:
-            desk.go_to(now.image)
-        else:
-            now.put(())
+    with desk.held:
+        now = desk.drawing
+        here = now is not None and str(now.folder.root) == key[0]
+        if now is None or not now.shapes or (here and now.image == name):
+            return
+        desk.asked = time.monotonic()
+        if not desk.save():
+            if here:
+                desk.go_to(now.image)
+            else:
+                now.put(())
+        desk.changes += 1
     st.rerun()
 
 
@@ -208,19 +218,21 @@ def typed_box(desk: drawing.Desk, cut: bool) -> None:
     now = desk.drawing
     height, width = now.size or (1, 1)
     edges = {"Left": (0, width), "Top": (0, height), "Right": (width, width), "Bottom": (height, height)}
-    values = [
-        st.number_input(f"{name} edge, pixels", 0, most, value, key=f"masks-{name}-{now.image}")
-        for name, (value, most) in edges.items()
-    ]
+    keys = [f"masks-{name}-{now.image}" for name in edges]
+    for (name, (value, most)), key in zip(edges.items(), keys, strict=True):
+        st.number_input(f"{name} edge, pixels", 0, most, value, key=key)
+    st.button("Draw this box", key="masks-box", on_click=add_box, args=(desk, keys, cut), icon=":material/add_box:")
 
-    def add() -> None:
+
+def add_box(desk: drawing.Desk, keys: list[str], cut: bool) -> None:
+    edges = [float(st.session_state[key]) for key in keys]
+    with desk.held:
         try:
-            now.put((*now.shapes, Box(*map(float, values), cut)))
+            desk.drawing.put((*desk.drawing.shapes, Box(*edges, cut)))
             desk.said = None
         except TfCausalError as error:
             desk.said = (False, str(error))
-
-    st.button("Draw this box", key="masks-box", on_click=add, icon=":material/add_box:")
+        desk.changes += 1
 
 
 def preview(now: drawing.Drawing, pixels: np.ndarray, place: st.delta_generator.DeltaGenerator) -> np.ndarray | None:
@@ -251,24 +263,25 @@ def show_progress(since: float, done: list[bool], seconds: dict[str, float]) -> 
     places[2].markdown(f"With a mask: **{sum(done)} of {len(done)}** in the sample")
 
 
-def act(desk: drawing.Desk, sample: tuple[Sampled, ...], position: int) -> None:
-    """Do what was asked for. Nothing in here touches the screen or the session's state before it is done."""
-    through_all = address.remembered("through") != UNDRAWN
-    now = desk.drawing
-    if now is None or not desk.wait():
-        return
-    while desk.actions:
-        desk.said = None
-        name = desk.actions.pop(0)
-        if name == "undo":
-            now.put(now.shapes[:-1])
-        elif name == "clear":
-            now.put(())
-        elif name == "save":
-            desk.save(desk.asked)
-        elif not now.shapes or desk.save(desk.asked):
-            position = step(desk, sample, position, 1 if name == "next" else -1, not through_all)
-    st.rerun()
+def act(desk: drawing.Desk, sample: tuple[Sampled, ...], position: int, changes: int) -> None:
+    """Do what was asked for, and draw the page again if anything has changed since it was begun."""
+    pass_over = address.remembered("through") == UNDRAWN
+    desk.wait()
+    with desk.held:
+        for name in desk.take():
+            desk.said = None
+            now = desk.drawing
+            if name == "undo":
+                now.put(now.shapes[:-1])
+            elif name == "clear":
+                now.put(())
+            elif name == "save":
+                desk.save()
+            elif not now.shapes or desk.save():
+                position = step(desk, sample, position, 1 if name == "next" else -1, pass_over)
+        changed = desk.changes != changes
+    if changed:
+        st.rerun()
 
 
 def step(desk: drawing.Desk, sample: tuple[Sampled, ...], position: int, by: int, pass_over: bool) -> int:
@@ -317,6 +330,7 @@ def show() -> None:
         return
     done = [folder.has_mask(image.name) for image in sample]
     desk = drawing.desk()
+    changes = desk.changes
     position = choose_image(desk, sample, done)
     image = sample[position]
     leave(desk, key, image.name)
@@ -331,7 +345,7 @@ def show() -> None:
         drawn = draw(desk, key, image, parts.get(image.name))
     name = f"masks-{image.name.rsplit('/', 1)[-1]}"
     export.bar(name, partial(table, sample, done, seconds), None if drawn is None else partial(to_png, drawn))
-    act(desk, sample, position)
+    act(desk, sample, position, changes)
 
 
 with frame.page("Masks", ABOUT):

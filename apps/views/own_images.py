@@ -12,13 +12,12 @@ import pandas as pd
 import streamlit as st
 
 from tfcausal.browsing.overlays import Colours, sheet
-from tfcausal.browsing.uploads import LeftOut
 from tfcausal.errors import InvalidArgument, TfCausalError, message
 from tfcausal.figures import outlined
 from tfcausal.saliency.registry import available_explainers
 from widgets import address, cached, charts, export, frame, handing_over, intervening, pictures
 from widgets import cached_own_images as own
-from widgets.cached_own_images import Picture, Subject
+from widgets.cached_own_images import Answered, Subject
 from widgets.handing_over import ALL
 from widgets.wording import plain
 
@@ -86,20 +85,18 @@ def numbers(name: str, text: str) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def number_of(position: int) -> str:
-    """How the link calls an image: its name is not to be in it."""
-    return str(position + 1)
-
-
-def answer(subject: Subject, output: np.ndarray) -> str:
-    """The answer in words: the class with the largest output, with its probability or logit."""
-    index = int(output.argmax())
+def in_words(subject: Subject, shown: Answered) -> str:
+    """The answer: the class with the largest output, with its probability or logit."""
     unit = "logit" if subject.model.kind == "linear" else "p"
-    return f"{subject.model.class_names[index]}, {unit} = {output[index]:.2f}"
+    return f"{subject.model.class_names[shown.best]}, {unit} = {shown.output[shown.best]:.2f}"
 
 
-def show_grid(subject: Subject, shown: dict[int, Picture], outputs: dict[int, np.ndarray]) -> None:
-    places = st.columns([2, 2, 2, 1, 1], vertical_alignment="bottom")
+def short(shown: Answered) -> str:
+    return shown.picture.name.rsplit("/", 1)[-1]
+
+
+def show_grid(subject: Subject, answered: list[Answered]) -> None:
+    places = st.columns([2, 2, 2, 1, 2], vertical_alignment="bottom")
     with places[0]:
         methods = [entry.name for entry in available_explainers()]
         method = address.select("method", "Method", methods, cached.FIRST_METHODS[0])
@@ -112,80 +109,72 @@ def show_grid(subject: Subject, shown: dict[int, Picture], outputs: dict[int, np
     with places[4]:
         help_text = "One scale for all pictures, so that they can be compared."
         shared = address.switch("shared", "Shared scale", help=help_text)
-    number = address.pages("page", -(-len(shown) // per_page), (subject.key, len(shown)))
-    page = list(shown)[number * per_page : (number + 1) * per_page]
+    st.markdown(f"**{len(answered)}** {'image' if len(answered) == 1 else 'images'}")
+    number = address.pages("page", -(-len(answered) // per_page), (subject.key, len(answered)))
+    page = answered[number * per_page : (number + 1) * per_page]
     with frame.shown_errors():
-        classes = [int(outputs[position].argmax()) for position in page]
         with st.spinner(f"Computing {method}", show_time=True):
-            maps = own.maps(subject, [shown[position] for position in page], method, classes)
-        read = np.stack([own.pixels(subject.shape, shown[position]) for position in page])
+            maps = own.maps(subject, [shown.picture for shown in page], method, [shown.best for shown in page])
+        read = np.stack([own.pixels(subject.shape, shown.picture) for shown in page])
         overlays, scales = pictures.laid_over(read, maps, opacity, colours, shared)
         pictures.legend(colours, method, scales)
-        captions = []
         with st.grid(min_column_width=150):
-            for pixels, position in zip(overlays, page, strict=True):
-                name, text = shown[position].name, answer(subject, outputs[position])
+            for pixels, shown in zip(overlays, page, strict=True):
+                text = in_words(subject, shown)
                 with st.container(gap="xxsmall"):
-                    pictures.show(pixels, f"{name}: {method} map of {subject.name} for {text}")
-                    settings = {
-                        "type": "tertiary",
-                        "on_click": address.change,
-                        "args": ("picture", number_of(position)),
-                    }
-                    st.button(plain(name.rsplit("/", 1)[-1]), key=f"open-{position}", **settings)
+                    pictures.show(pixels, f"{shown.picture.name}: {method} map of {subject.name} for {text}")
+                    opens(plain(short(shown)), shown, key=f"open-{shown.picture.place}", type="tertiary")
                     st.caption(plain(text))
-                captions.append(f"{name.rsplit('/', 1)[-1]}\n{text}")
+        captions = [f"{short(shown)}\n{in_words(subject, shown)}" for shown in page]
         make = partial(sheet, overlays, captions, f"{method} of {subject.name}")
-        export.bar(f"own-images-{subject.name}", lambda: table(subject, shown, outputs), make)
+        export.bar(f"own-images-{subject.name}", lambda: table(subject, answered), make)
 
 
-def table(subject: Subject, shown: dict[int, Picture], outputs: dict[int, np.ndarray]) -> pd.DataFrame:
-    names = subject.model.class_names
-    best = {position: int(output.argmax()) for position, output in outputs.items()}
+def opens(label: str, shown: Answered | None, **settings: object) -> None:
+    """A button that opens an image; all of them if None."""
+    place = ALL if shown is None else shown.picture.place
+    st.button(label, on_click=address.change, args=("picture", place), **settings)
+
+
+def table(subject: Subject, answered: list[Answered]) -> pd.DataFrame:
     unit = "logit" if subject.model.kind == "linear" else "probability"
     return pd.DataFrame(
         {
-            "name": [shown[position].name for position in outputs],
-            "predicted": [names[best[position]] for position in outputs],
-            unit: [float(output[best[position]]) for position, output in outputs.items()],
+            "name": [shown.picture.name for shown in answered],
+            "predicted": [subject.model.class_names[shown.best] for shown in answered],
+            unit: [float(shown.output[shown.best]) for shown in answered],
         }
     )
 
 
-def show_one(subject: Subject, shown: Picture, output: np.ndarray) -> None:
+def show_one(subject: Subject, answered: list[Answered], position: int) -> None:
+    shown, last = answered[position], len(answered) - 1
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.button(
-            "All images", icon=":material/arrow_back:", on_click=address.change, args=("picture", ALL), type="tertiary"
-        )
+        opens("All images", None, icon=":material/grid_view:")
+        before, after = answered[max(position - 1, 0)], answered[min(position + 1, last)]
+        opens("Previous", before, icon=":material/chevron_left:", disabled=position == 0)
+        opens("Next", after, icon=":material/chevron_right:", disabled=position == last)
         wanted = address.segments("show", "Show", [MAPS, INTERVENTIONS])
-    picture = own.pixels(subject.shape, shown)
+    st.markdown(f"**{plain(shown.picture.name)}** · **{plain(in_words(subject, shown))}**")
+    picture, mask = own.pixels(subject.shape, shown.picture), shown.picture.mask()
     if wanted == INTERVENTIONS:
-        intervening.intervene(
-            subject.classifier,
-            own.inputs(subject, [picture])[0],
-            shown.mask(),
-            subject.model.class_names,
-            subject.key,
-            shown.name,
-            subject.levels,
-        )
+        image = own.inputs(subject, [picture])[0]
+        names, title = subject.model.class_names, shown.picture.name
+        intervening.intervene(subject.classifier, image, mask, names, subject.key, title, subject.levels)
         return
     left, right = st.columns([1, 3])
     height, width, _ = subject.shape
     with left:
-        text = f"{shown.name}: {answer(subject, output)}"
-        pictures.show(outlined(picture, shown.mask()), text, f"as the model sees it, {height} x {width} pixels", 384)
+        text = f"{shown.picture.name}: {in_words(subject, shown)}"
+        pictures.show(outlined(picture, mask), text, f"as the model sees it, {height} × {width} pixels", 384)
     with right:
-        st.markdown(f"**{plain(shown.name)}** · **{plain(answer(subject, output))}**")
         logits = show_logits(subject, shown)
-    every, captions = show_maps(subject, shown, picture, output)
-    make = (lambda: sheet(every, captions, f"{subject.name}, {shown.name}")) if every else None
+    every, captions = show_maps(subject, shown, picture)
+    make = (lambda: sheet(every, captions, f"{subject.name}, {shown.picture.name}")) if every else None
     export.bar(f"own-image-{subject.name}", lambda: logits, make)
 
 
-def show_maps(
-    subject: Subject, shown: Picture, picture: np.ndarray, output: np.ndarray
-) -> tuple[list[np.ndarray], list[str]]:
+def show_maps(subject: Subject, shown: Answered, picture: np.ndarray) -> tuple[list[np.ndarray], list[str]]:
     st.subheader("Maps", anchor=False)
     names = subject.model.class_names
     places = st.columns([2, 3, 2, 2], vertical_alignment="bottom")
@@ -198,7 +187,7 @@ def show_maps(
         opacity = address.slider("opacity", "Overlay strength", 0.0, 1.0, 0.8, 0.05)
     with places[3]:
         colours: Colours = address.segments("colours", "Colours", ["signed", "positive"])
-    index = int(output.argmax()) if wanted == PREDICTED else names.index(wanted)
+    index = shown.best if wanted == PREDICTED else names.index(wanted)
     st.caption(f"Maps for class **{plain(names[index])}**, each on a scale of its own.")
     pictures.legend(colours)
     every: list[np.ndarray] = []
@@ -207,7 +196,7 @@ def show_maps(
         for method in methods:
             with st.container(gap="xxsmall"), frame.shown_errors():
                 with st.spinner(method, show_time=True):
-                    maps = own.maps(subject, [shown], method, [index])
+                    maps = own.maps(subject, [shown.picture], method, [index])
                 overlays, scales = pictures.laid_over(picture[None], maps, opacity, colours, shared=False)
                 alt = f"{method} map of {subject.name} for class {names[index]}"
                 pictures.show(overlays[0], alt if maps.any() else f"{alt}: 0 everywhere")
@@ -218,10 +207,10 @@ def show_maps(
     return every, captions
 
 
-def show_logits(subject: Subject, shown: Picture) -> pd.DataFrame:
+def show_logits(subject: Subject, shown: Answered) -> pd.DataFrame:
     names = subject.model.class_names
     try:
-        parts = own.logit_parts(subject, shown)
+        parts = own.logit_parts(subject, shown.picture)
     except TfCausalError as error:
         frame.problem(error)
         return pd.DataFrame()
@@ -250,21 +239,16 @@ def show() -> None:
         return
     with st.spinner("Reading the images", show_time=True):
         subject = load()
-        found = own.answers(subject, every)
-    outputs = {position: output for position, output in found.items() if not isinstance(output, str)}
-    unread = [LeftOut(every[position].name, text) for position, text in found.items() if isinstance(text, str)]
+        answered, unread = own.answers(subject, every)
     handing_over.show_left_out([*own.left_out(), *unread])
-    if not outputs:
+    if not answered:
         return
-    shown = {position: every[position] for position in outputs}
-    names = {ALL: f"all {len(shown)}"}
-    names |= {number_of(position): f"{number_of(position)}: {entry.name}" for position, entry in shown.items()}
-    picture = address.select("picture", "Image", list(names), format_func=names.__getitem__)
-    if picture == ALL:
-        show_grid(subject, shown, outputs)
+    places = [shown.picture.place for shown in answered]
+    place = address.held("picture", "Image", ALL, [ALL, *places].__contains__)
+    if place == ALL:
+        show_grid(subject, answered)
     else:
-        position = int(picture) - 1
-        show_one(subject, shown[position], outputs[position])
+        show_one(subject, answered, places.index(place))
 
 
 with frame.page("Own images", ABOUT):

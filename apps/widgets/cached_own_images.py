@@ -54,16 +54,36 @@ class Picture:
     """An image to show: an upload, or one of a run's split.
 
     Attributes:
+        place: What the link calls it: its name is not to be in there.
         name: Its name.
         digest: What tells it from any other.
         read: Reads it in a size, float32 (height, width, channels) in [0, 1]; raises DataError if it cannot be used.
         mask: Reads its true mask, bool (height, width); None where it is not known.
     """
 
+    place: str
     name: str
     digest: str
     read: Callable[[tuple[int, int, int]], np.ndarray]
     mask: Callable[[], np.ndarray | None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An image and what the model answers to it.
+
+    Attributes:
+        picture: The image.
+        output: The model's output, (classes,).
+    """
+
+    picture: Picture
+    output: np.ndarray
+
+    @property
+    def best(self) -> int:
+        """The class with the largest output."""
+        return int(self.output.argmax())
 
 
 def model_file() -> Path | None:
@@ -142,22 +162,26 @@ def sample(key: cached.Run, split_name: str) -> list[Picture]:
     places = np.linspace(0, len(split) - 1, min(SAMPLE, len(split))).round().astype(int)
     return [
         Picture(
+            f"sample {number}",
             split.names[position],
             f"{key} {split_name} {position}",
             lambda shape, position=position: split.pictures([position])[0],
             lambda position=position: split.masks([position])[0],
         )
-        for position in places.tolist()
+        for number, position in enumerate(places.tolist(), 1)
     ]
 
 
 def uploaded() -> list[Picture]:
     """The files that were handed over, as images to show."""
-    return [Picture(upload.name, upload.digest, upload.picture) for upload in held()]
+    return [
+        Picture(f"upload {number}", upload.name, upload.digest, upload.picture)
+        for number, upload in enumerate(held(), 1)
+    ]
 
 
-def answers(subject: Subject, pictures: Sequence[Picture]) -> dict[int, np.ndarray | str]:
-    """What a model answers to images, by position; or in words why one cannot be used."""
+def answers(subject: Subject, pictures: Sequence[Picture]) -> tuple[list[Answered], list[LeftOut]]:
+    """What a model answers to images, and those that it cannot be shown."""
     known: dict[tuple[object, str], np.ndarray | str] = st.session_state.setdefault(_ANSWERS, {})
     missing = {shown.digest: shown for shown in pictures if (subject.key, shown.digest) not in known}
     if len(known) + len(missing) > _MOST_ANSWERS:
@@ -174,7 +198,9 @@ def answers(subject: Subject, pictures: Sequence[Picture]) -> dict[int, np.ndarr
         if read:
             outputs = subject.classifier.answers(inputs(subject, list(read.values())))
             known.update(((subject.key, digest), output) for digest, output in zip(read, outputs, strict=True))
-    return {position: known[subject.key, shown.digest] for position, shown in enumerate(pictures)}
+    found = [(shown, known[subject.key, shown.digest]) for shown in pictures]
+    answered = [Answered(shown, output) for shown, output in found if not isinstance(output, str)]
+    return answered, [LeftOut(shown.name, reason) for shown, reason in found if isinstance(reason, str)]
 
 
 @st.cache_data(max_entries=512, max_size="64mb", show_spinner=False, scope="session")

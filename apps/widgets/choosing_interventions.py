@@ -165,7 +165,7 @@ def _masked(subject: Subject) -> Change:
     elif source == BLOCKS:
         mask = _blocks(size)
     else:
-        mask = subject.mask if source == CAUSE else ~np.asarray(subject.mask, bool)
+        mask = np.asarray(subject.mask, bool) ^ (source == REST)
     if not mask.any():
         st.caption("Draw on the picture with the mouse, or add a rectangle and set its edges: it is masked at once.")
         return Change(subject.image)

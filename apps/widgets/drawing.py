@@ -3,14 +3,16 @@
 The canvas sends a stroke a moment after the mouse is let go. An action therefore waits until that moment is over: what
 was drawn last is saved or undone, too.
 
-Streamlit can end a script and begin it anew wherever it touches the screen or the session's state, for instance because
-the canvas has sent something. All that an action changes is therefore in objects that are only looked up there.
+Streamlit ends a script wherever it touches the screen or the session's state as soon as the browser has sent something,
+and begins it anew while the old one still runs. All that an action changes is therefore in one object, which is held
+while it is changed, and counts its changes: a script that finds more of them than at its beginning begins anew.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from threading import RLock
 
 import streamlit as st
 from streamlit_drawable_canvas import st_canvas
@@ -85,37 +87,48 @@ class Desk:
     Attributes:
         drawing: What is being drawn; None before the first image.
         said: Whether the last action went well, and what is to be said about it.
-        actions: What buttons and keys have asked for and has not been done yet.
-        asked: When the last one was asked for, on the monotonic clock.
+        asked: When the last action was asked for, on the monotonic clock.
+        changes: How often something was changed by an action.
+        held: To be held while something is changed.
     """
 
     drawing: Drawing | None = None
     said: tuple[bool, str] | None = None
-    actions: list[str] = field(default_factory=list)
     asked: float = 0.0
+    changes: int = 0
+    held: RLock = field(default_factory=RLock)
+    _actions: list[str] = field(default_factory=list)
     _target: str = ""
     _until: float = 0.0
 
     def begin(self, folder: MaskFolder, image: str) -> Drawing:
         """Go on with an image, or begin with another one."""
-        drawing = self.drawing
-        if drawing is None or drawing.image != image or drawing.folder.root != folder.root:
-            drawing = self.drawing = Drawing(folder, image)
-        drawing.folder = folder  # the list of its images may be newer
-        return drawing
+        with self.held:
+            drawing = self.drawing
+            if drawing is None or drawing.image != image or drawing.folder.root != folder.root:
+                drawing = self.drawing = Drawing(folder, image)
+            drawing.folder = folder  # the list of its images may be newer
+            return drawing
 
     def ask(self, action: str) -> None:
         """Note that a button or a key was pressed; the callback of a button."""
-        self.actions.append(action)
-        self.asked = time.monotonic()
+        with self.held:
+            self.asked = time.monotonic()
+            self._actions.append(action)
 
-    def wait(self) -> bool:
-        """Whether there are actions to do now; at the end of a page, after the canvas."""
-        rest = self.asked + _SECONDS_TO_SEND - time.monotonic()
-        if self.actions and rest > 0:
-            time.sleep(rest)
-            st.rerun()
-        return bool(self.actions)
+    def wait(self) -> None:
+        """Wait until the canvas has sent what was drawn before the last action; at the end of a page."""
+        if self._actions:
+            rest = self.asked + _SECONDS_TO_SEND - time.monotonic()
+            if rest > 0:
+                time.sleep(rest)
+                st.rerun()
+
+    def take(self) -> list[str]:
+        """The actions that were asked for, first to last, which are to be done now."""
+        actions, self._actions = self._actions, []
+        self.changes += len(actions)
+        return actions
 
     def go_to(self, image: str) -> None:
         """Show another image when the page is drawn next."""
@@ -127,16 +140,14 @@ class Desk:
         Args:
             shown: What the link says.
         """
-        if self._target and time.monotonic() > self._until:
-            self._target = ""
-        return self._target or shown
+        return self._target if self._target and time.monotonic() < self._until else shown
 
-    def save(self, until: float) -> bool:
-        """Save what is drawn, say how it went, and whether it went well."""
+    def save(self) -> bool:
+        """Save what is drawn, note how it went, and say whether it went well."""
         if self.drawing is None:
             return False
         try:
-            self.said = (True, self.drawing.save(until))
+            self.said = (True, self.drawing.save(max(self.asked, self.drawing.since)))
         except TfCausalError as error:
             self.said = (False, f"Not saved: {error}")
             return False
@@ -167,7 +178,7 @@ def canvas(drawing: Drawing, background: tuple[bytes, int, int], tool: str, cut:
     if width != drawing._side:
         drawing._side = width
         drawing.put(drawing.shapes)
-    colour = CUTS if cut else ADDS
+    colour, number = CUTS if cut else ADDS, drawing._canvas
     result = st_canvas(
         fill_color=colour,
         stroke_color=colour,
@@ -177,8 +188,10 @@ def canvas(drawing: Drawing, background: tuple[bytes, int, int], tool: str, cut:
         height=height,
         drawing_mode=TOOLS[tool],
         initial_drawing={"objects": to_canvas(drawing._on_canvas, across, down)},
-        key=f"canvas-{drawing.image}-{drawing._canvas}",
+        key=f"canvas-{drawing.image}-{number}",
     )
+    if drawing._canvas != number:  # an action of a script that ended meanwhile has changed it
+        return
     if result.json_data:
         drawing.shapes = from_canvas(result.json_data.get("objects", ()), across, down)
     elif drawing.shapes != drawing._on_canvas:  # the page was left and is shown again

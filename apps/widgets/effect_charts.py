@@ -12,6 +12,7 @@ import streamlit as st
 from tfcausal.browsing.effects import DetectorCurve
 from tfcausal.browsing.overlays import colour_stops
 from widgets.charts import COLOURS
+from widgets.wording import chart_text
 
 ABOVE, BELOW, NEITHER = "#e69f00", "#0072b2", "#8a949e"
 DEAD, UNFAITHFUL = "✕", "!"
@@ -51,7 +52,7 @@ def bars(rows: pd.DataFrame, names: Sequence[str], unit: str, ends: tuple[float,
     shapes = np.where(rows["dead"], "x", np.where(rows["faithful"], "", "/"))
     figure = go.Figure()
     figure.add_bar(
-        y=list(names),
+        y=[chart_text(name) for name in names],
         x=rows["effect"],
         orientation="h",
         marker={"color": colours, "pattern": {"shape": shapes, "solidity": 0.25}},
@@ -64,7 +65,7 @@ def bars(rows: pd.DataFrame, names: Sequence[str], unit: str, ends: tuple[float,
             "width": 4,
             "color": "#7a8591",
         },
-        customdata=rows[["low", "high", "n", "of"]],
+        customdata=rows[["low", "high", "n", "of"]].assign(of=rows["of"].map(chart_text)),
         hovertemplate="%{y}, class %{customdata[3]}: %{x:.4g} [%{customdata[0]:.4g}, %{customdata[1]:.4g}], "
         "n = %{customdata[2]}<extra></extra>",
     )
@@ -93,13 +94,13 @@ def heat_map(rows: pd.DataFrame, unit: str, limit: float, alt: str, key: str) ->
     for row in rows.itertuples():
         place = levels.index(row.level), nodes.index(row.node)
         values[place], marks[place] = row.effect, _marks(row).strip()
-        texts[place] = f"class {row.of}: {row.effect:.4g} [{row.low:.4g}, {row.high:.4g}]"
+        texts[place] = f"class {chart_text(row.of)}: {row.effect:.4g} [{row.low:.4g}, {row.high:.4g}]"
     stops = colour_stops("signed")
     figure = go.Figure()
     figure.add_heatmap(
         z=values,
         x=[str(node) for node in nodes],
-        y=levels,
+        y=[chart_text(level) for level in levels],
         zmin=-limit,
         zmax=limit,
         colorscale=[[place / (len(stops) - 1), stop] for place, stop in enumerate(stops)],

@@ -12,6 +12,7 @@ from tfcausal.browsing.effects import DetectorCurve
 from tfcausal.effect_study.figures import roc_curves
 from widgets import cached, effect_charts, export, frame
 from widgets.cached_effects import View
+from widgets.wording import plain
 
 ABOUT = (
     "Detectors tell attacked images from clean ones: fitted on one part of the images, thresholds (the dots) chosen "
@@ -43,7 +44,7 @@ def show(view: View) -> None:
         for (attack, model), place in zip(panels[start : start + width], st.columns(width), strict=False):
             own = [curve for curve in curves[model] if curve.attack == attack]
             with place:
-                st.markdown(f"**{attack}**, {model}: area [95 % interval]")
+                st.markdown(f"**{plain(attack)}**, {model}: area [95 % interval]")
                 alt = f"ROC curves of {model} for {attack}, area under each: " + "; ".join(
                     f"{curve.name} {effect_charts.area(curve)}" for curve in own
                 )

@@ -12,6 +12,7 @@ from tfcausal.browsing.effect_maps import StoredEffectMaps
 from tfcausal.browsing.overlays import Colours, map_scales, overlaid, sheet
 from widgets import address, cached_effects, export, frame, pictures
 from widgets.cached_effects import View
+from widgets.wording import plain
 
 PER_PAGE = 4
 KINDS = {"concept_weighted": "concept-weighted", "pixel_wise": "pixel-wise"}
@@ -74,7 +75,8 @@ def _show_concepts(images: _Images, level: str) -> None:
         with frame.shown_errors():
             nodes[model] = maps.nodes(level)
     if not any(nodes.values()):
-        st.info(f"No codes of {level} were kept: its concepts have no places in the image.", icon=":material/info:")
+        text = f"No codes of {level} were kept: its concepts have no places in the image."
+        st.info(plain(text), icon=":material/info:")
         return
     ranks = [str(rank) for rank in range(1, max(map(len, nodes.values())) + 1)]
 
@@ -91,7 +93,7 @@ def _show_concepts(images: _Images, level: str) -> None:
             values = images.maps(model, "code", node)
             colours: Colours = "positive" if values.min() >= 0 else "signed"
             end = _scale(values)
-            st.markdown(f"**{model}**: where node {node} of {level} is active")
+            st.markdown(f"**{model}**: where node {node} of {plain(level)} is active")
             left = "0, not active" if colours == "positive" else f"−{end:.3g}"
             note = "value of the code, which has no unit; one scale for these pictures"
             pictures.colour_bar(colours, left, f"{end:.3g}", note)
@@ -121,7 +123,7 @@ def _show_effect_maps(images: _Images) -> None:
             if kind == "pixel_wise" and effects.settings["sign"] == "do_minus_observed":
                 # A patch that lowers the answer when it is masked speaks for the class: orange, as in every other map.
                 values, signs = -values, ("+", "−")
-            of = f" of {view.level}" if kind == "concept_weighted" else ""
+            of = f" of {plain(view.level)}" if kind == "concept_weighted" else ""
             unit = "codes × effects" if kind == "concept_weighted" else effects.unit
             st.markdown(f"**{model}**: {KINDS[kind]} maps{of}, of the class that is the answer to the clean image")
             left, right = f"{signs[0]}{end:.3g}, against the class", f"{signs[1]}{end:.3g}, for the class"
@@ -151,7 +153,7 @@ def _show_rows(
                 pictures.show(
                     shown, f"{what} on {name}, {condition}; answer {answer}, {output:.2f}{nothing}", side=_SIDE
                 )
-                st.caption(f"**{condition}** → {answer}: {output:.2f}{also}")
+                st.caption(f"**{plain(condition)}** → {plain(answer)}: {output:.2f}{plain(also)}")
             drawn.append((shown, f"{model}, {condition}\n{name.rsplit('/', 1)[-1]} → {answer}: {output:.2f}"))
     return drawn
 

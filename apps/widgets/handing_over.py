@@ -14,7 +14,7 @@ from widgets import cached_own_images as own
 from widgets.cached_own_images import Picture
 from widgets.wording import plain
 
-ALL = "all"
+ALL = "-"
 """Stands for all images in the choice of one."""
 _MOST_NAMED = 8
 

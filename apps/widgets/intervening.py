@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from tfcausal.browsing.overlays import Colours, amplified_change, map_scales, overlaid, sheet
+from tfcausal.browsing.overlays import Colours, amplified_change, map_scales, overlaid, sheet, unit_of
 from tfcausal.figures import outlined
 from tfcausal.saliency.registry import available_explainers
 from widgets import address, export, frame, intervention_charts, pictures
@@ -52,6 +52,7 @@ class View:
 
     Attributes:
         method: The saliency method.
+        legend: What it is called, with the unit of its maps.
         class_index: The class that is explained.
         opacity: Opacity of the strongest colour.
         colours: `signed` or `positive`.
@@ -59,6 +60,7 @@ class View:
     """
 
     method: str
+    legend: str
     class_index: int
     opacity: float
     colours: Colours
@@ -171,7 +173,8 @@ def choose_view(subject: Subject, found: Comparison, method: str) -> View:
         index = next(iter(answers(outputs, found.kind)), int(outputs.argmax()))
     else:
         index = list(subject.class_names).index(wanted)
-    return View(chosen, index, opacity, colours, outline)
+    unit = ("logits" if found.kind == "linear" else "probability") if chosen == PIXEL_EFFECTS else unit_of(chosen)
+    return View(chosen, f"{spoken.get(chosen, chosen)}, {unit}", index, opacity, colours, outline)
 
 
 def show_pictures(subject: Subject, change: Change, zeroed: Zeroed, view: View) -> list[Shown]:
@@ -219,7 +222,8 @@ def maps(subject: Subject, change: Change, zeroed: Zeroed, view: View) -> list[S
     scale = float(map_scales(np.maximum(both, 0.0) if view.colours == "positive" else both, shared=True)[0])
     name = subject.class_names[view.class_index]
     st.caption(f"Maps for class **{plain(name)}**, before and after on one scale.")
-    pictures.legend(view.colours, view.method, [scale])
+    low = f"−{scale:.3g}, against the class" if view.colours == "signed" else "0"
+    pictures.colour_bar(view.colours, low, f"+{scale:.3g}, for the class", view.legend)
     shown = []
     for when, image, saliency in (("before", subject.image, first), ("after", change.image, second)):
         overlay = overlaid(subject.seen(image), saliency, scale, view.opacity, view.colours)

@@ -10,7 +10,7 @@ _MARKS = re.compile(r"[\\`*~$\[\]<>&]|:(?=[\w+-])|(?<![^\W_])_|_(?![^\W_])")
 # and what begins a list or a heading.
 _SEAMS = re.compile(
     r"(?<=:)(?=//|[\w+/-]+:)|(?<=www)(?=\.)|(?<=@)|(?<!\S)(?=(?:\\?<-\\?>|-\\?>|\\?<-|--|\\?[<>~]=)(?!\S))"
-    r"|^(?=[-+#=|]|\d+[.)])",
+    r"|^(?=(?:[-+]|#+|\d+[.)])(?:\s|$)|--|[=|])",
     re.IGNORECASE,
 )
 _JOINER = "\N{WORD JOINER}"  # not seen

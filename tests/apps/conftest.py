@@ -148,7 +148,7 @@ def browser_program():
         missing = f"there is no Chromium for the walks: `make browser` ({BROWSER_SCRIPT.relative_to(ROOT)}) installs it"
         if script.can_use_apt():
             pytest.fail(missing)
-        pytest.skip(missing)
+        pytest.skip(f"{missing}; apt-get, or the right to use it, is not here")
     return found
 
 

@@ -207,6 +207,17 @@ def test_an_unknown_image_is_an_error_that_names_it(explorer, finished_runs):
     assert "'../../etc/passwd'" in errors(explorer(finished_runs, "intervene", image="../../etc/passwd"))
 
 
+def test_what_keras_and_tensorflow_have_made_ready_stays_between_runs_of_a_page(explorer, finished_runs):
+    """Streamlit clears Keras's session after each run: names would be counted anew, and functions made ready again."""
+    import keras
+
+    app = explorer(finished_runs, "intervene")
+    first = keras.layers.Dense(1).name.rpartition("_")[2]
+    app.run()
+    assert int(keras.layers.Dense(1).name.rpartition("_")[2]) == (int(first) if first.isdigit() else 0) + 1
+    assert errors(app) == ""
+
+
 def test_what_the_canvas_sends_is_checked(explorer, finished_runs, monkeypatch):
     explorer(finished_runs, "intervene")
     from widgets import drawing_regions

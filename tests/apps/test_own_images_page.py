@@ -119,8 +119,8 @@ def test_a_sample_needs_no_files_and_its_link_opens_it_again(own_images, finishe
     again = own_images(finished_runs, **app.query_params)
     assert shown(again) == names
     assert again.query_params == app.query_params
-    app.button(key="open-3").click().run()
-    assert app.query_params["picture"] == "4"
+    app.button(key="open-sample 4").click().run()
+    assert app.query_params["picture"] == "sample 4"
     assert texts(app)[0].startswith(f"test/{names[3]}: ")
     one = own_images(finished_runs, **app.query_params)
     assert texts(one) == texts(app)
@@ -128,7 +128,7 @@ def test_a_sample_needs_no_files_and_its_link_opens_it_again(own_images, finishe
 
 def test_one_image_under_several_methods_and_its_logits(own_images, finished_runs):
     app = hand_over(own_images(finished_runs, run="small", model="ppi"), ("one.png", png(DIGITS[0])))
-    app.button(key="open-0").click().run()
+    app.button(key="open-upload 1").click().run()
     app.selectbox(key="choice-target").select("7").run()
     app.multiselect(key="choice-methods").set_value(["wbp", "gradient"]).run()
     assert errors(app) == ""
@@ -147,8 +147,8 @@ def test_one_image_under_several_methods_and_its_logits(own_images, finished_run
 
 
 def test_an_image_of_a_link_that_is_not_there_is_said(own_images, finished_runs):
-    app = own_images(finished_runs, run="small", sample="True", picture="99")
-    assert "There is no image `99` here" in warned(app)
+    app = own_images(finished_runs, run="small", sample="True", picture="upload 99")
+    assert "There is no image `upload 99` here" in warned(app)
     assert len(shown(app)) == 8
 
 

@@ -6,20 +6,6 @@ import socket
 import pytest
 import zarr
 
-IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
-DRAWN = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-
-
-def settle(page, title):
-    """Wait until a page is drawn, and refuse it if anything in it went wrong."""
-    page.get_by_role("heading", name=title, exact=True, level=1).wait_for()
-    for _ in range(3):  # a click takes a moment to reach the server
-        page.wait_for_timeout(200)
-        page.wait_for_function(f"{IDLE} && {DRAWN}")
-    assert page.get_by_test_id("stException").count() == 0
-    errors = page.get_by_test_id("stAlertContentError")
-    assert errors.all_inner_texts() == []
-
 
 def opened(page, count=12):
     """The names under the pictures."""
@@ -27,15 +13,7 @@ def opened(page, count=12):
     return page.locator("[class*='st-key-open-'] button").all_inner_texts()
 
 
-def choose(page, label, option):
-    box = page.get_by_role("combobox", name=label).first
-    box.evaluate("box => box.scrollIntoView({block: 'center'})")  # scrolling closes an open list
-    page.wait_for_timeout(300)
-    box.fill(option)
-    page.get_by_role("option", name=option, exact=True).click()
-
-
-def test_a_walk_through_every_page(server, page, finished_runs):
+def test_a_walk_through_every_page(server, page, finished_runs, settle, choose):
     stored = zarr.open_group(finished_runs / "small" / "maps.zarr", mode="r")["splits/test_shuffled"]
     page.goto(f"{server}/?run=small")
     settle(page, "Runs")
@@ -114,7 +92,7 @@ def test_a_run_that_trains_is_followed_without_a_click(server, page, finished_ru
         shutil.rmtree(training)
 
 
-def test_the_exports_of_a_view_are_files(server, page, finished_runs):
+def test_the_exports_of_a_view_are_files(server, page, finished_runs, settle):
     page.goto(f"{server}/images?run=small&model=ppi&answer=wrong")
     settle(page, "Images")
     with page.expect_download() as table:
@@ -131,7 +109,7 @@ def test_the_exports_of_a_view_are_files(server, page, finished_runs):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_explorer_follows_the_colours_of_the_system(server, chromium, scheme):
+def test_the_explorer_follows_the_colours_of_the_system(server, chromium, scheme, settle):
     with chromium.new_context(color_scheme=scheme) as context:
         page = context.new_page()
         page.goto(f"{server}/?run=small")
@@ -140,7 +118,7 @@ def test_the_explorer_follows_the_colours_of_the_system(server, chromium, scheme
         assert page.evaluate(colour) == {"light": "rgb(255, 255, 255)", "dark": "rgb(18, 24, 30)"}[scheme]
 
 
-def test_the_server_answers_on_this_machine_only_and_talks_to_no_other_site(server, page):
+def test_the_server_answers_on_this_machine_only_and_talks_to_no_other_site(server, page, settle):
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{server}/?run=small")

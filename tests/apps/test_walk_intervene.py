@@ -9,7 +9,7 @@ def settle(page):
     """Wait until the page is drawn, and refuse it if anything in it went wrong; gives what happened in words."""
     page.get_by_role("heading", name="Intervene", exact=True, level=1).wait_for()
     page.get_by_test_id("stAlert").first.wait_for()
-    for _ in range(3):  # a click takes a moment to reach the server
+    for _ in range(2):  # a click takes a moment to reach the server
         page.wait_for_timeout(200)
         page.wait_for_function(f"{IDLE} && {DRAWN}")
     assert page.get_by_test_id("stException").count() == 0

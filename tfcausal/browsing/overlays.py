@@ -32,7 +32,6 @@ UNITS = {
     "gradient": _SLOPE,
     "smoothgrad": _SLOPE,
     "guided_backpropagation": _SLOPE,
-    "pixel_effects": "probability",
     "vargrad": "squared logits per squared unit of a pixel's value",
     "grad_cam": "no unit",
     "grad_cam_plus_plus": "no unit",

@@ -7,6 +7,8 @@ from typing import Any
 
 from tfcausal.serving.card import MEASURES, UNKNOWN
 
+_MOST_LABELS = 20
+
 
 def card_text(card: Mapping[str, Any]) -> str:
     """A card in Markdown.
@@ -59,7 +61,9 @@ def _answer(card: Mapping[str, Any]) -> list[str]:
     if "output" not in card:
         return []
     output = card["output"]
-    named = ", ".join(f"{index} {label}" for index, label in enumerate(output["labels"]))
+    labels = output["labels"]
+    named = ", ".join(f"{index} {label}" for index, label in enumerate(labels[:_MOST_LABELS]))
+    named += f", and {len(labels) - _MOST_LABELS} more" if len(labels) > _MOST_LABELS else ""
     return [f"- head: {output['head'].replace('_', '-')}", f"- classes: {named}"]
 
 

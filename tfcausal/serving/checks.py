@@ -50,14 +50,14 @@ def checked_images(images: tf.Tensor, shape: Sequence[int | None]) -> tf.Tensor:
     Returns:
         The images, of that static shape.
     """
-    # A server in C++ does not compare a request with the signature, and TensorFlow leaves a check out that the static
-    # shape answers.
-    images = tf.compat.v1.placeholder_with_default(images, shape=[None] * len(shape))
-    size = tf.shape(images)
     spelled = ", ".join(["N", *("any" if side is None else str(side) for side in shape[1:])])
+    expected = f"shape ({spelled})"
+    images = of_rank(images, len(shape), "images", expected)
+    # With zeros behind, so that a size can be read where an axis is missing.
+    size = tf.pad(tf.shape(images), [[0, len(shape)]])[: len(shape)]
     fits = tf.reduce_all([tf.equal(size[axis], side) for axis, side in enumerate(shape) if side is not None])
-    text = message("images", f"shape ({spelled})", "shape {}")
-    with tf.control_dependencies([require(fits, text, size), require_some(size[0], "images")]):
+    checks = [require(fits, message("images", expected, "shape {}"), size), require_some(size[0], "images")]
+    with tf.control_dependencies(checks):
         images = tf.identity(images)
     finite = tf.reduce_all(tf.math.is_finite(images))
     with tf.control_dependencies([require(finite, message("images", "finite values", "NaN or infinity"))]):
@@ -77,7 +77,7 @@ def checked_classes(classes: tf.Tensor, count: tf.Tensor, lowest: int, highest: 
     Returns:
         The classes.
     """
-    classes = tf.compat.v1.placeholder_with_default(classes, shape=[None])
+    classes = of_rank(classes, 1, "class_index", "shape (N,)")
     known = tf.logical_or(tf.equal(classes, -1), tf.logical_and(classes >= lowest, classes <= highest))
     span = f"in [{lowest}, {highest}]" if lowest < highest else f"{highest}"
     expected = f"a class {span}, or -1 for the predicted one"
@@ -90,6 +90,29 @@ def checked_classes(classes: tf.Tensor, count: tf.Tensor, lowest: int, highest: 
     ]
     with tf.control_dependencies(checks):
         return tf.identity(classes)
+
+
+def of_rank(values: tf.Tensor, rank: int, name: str, expected: str) -> tf.Tensor:
+    """An input of a request, checked for its number of axes; what is known of its shape is not trusted.
+
+    A server in C++ does not compare a request with the signature, and TensorFlow leaves a check out that the static
+    shape answers.
+
+    Args:
+        values: The input.
+        rank: Number of axes.
+        name: Its name.
+        expected: The shape, in words.
+
+    Returns:
+        The input, of unknown sizes.
+    """
+    values = tf.compat.v1.placeholder_with_default(values, shape=None)
+    text = message(name, expected, "shape {}")
+    with tf.control_dependencies([require(tf.equal(tf.rank(values), rank), text, tf.shape(values))]):
+        checked = tf.identity(values)
+    checked.set_shape([None] * rank)
+    return checked
 
 
 def require_some(count: tf.Tensor, name: str) -> tf.Operation:

@@ -151,26 +151,30 @@ def tiff_orientation(data: tf.Tensor, start: tf.Tensor) -> tuple[tf.Tensor, tf.T
     return found, tf.where(tf.logical_and(found, known), value, tf.ones_like(value))
 
 
-def turned(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """An image the right way up.
+def lies(orientation: tf.Tensor) -> tf.Tensor:
+    """Whether the rows of an image are the columns of the upright one."""
+    return orientation >= 5
+
+
+def mirrored(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """An image that is upright, or, where it lies, would be if its rows became columns.
 
     Args:
         image: (height, width, channels).
         orientation: int64, 1 to 8, as EXIF has it.
 
     Example:
-        >>> turned(tf.constant([[[1], [2]]]), tf.constant(8, tf.int64))[..., 0].numpy().tolist()
-        [[2], [1]]
+        >>> mirrored(tf.constant([[[1], [2]]]), tf.constant(8, tf.int64))[..., 0].numpy().tolist()
+        [[2, 1]]
     """
 
-    def turn() -> tf.Tensor:
-        upright = tf.cond(orientation >= 5, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
-        across = tf.reduce_any(tf.equal(orientation, tf.constant([2, 3, 6, 7], tf.int64)))
-        upside_down = tf.reduce_any(tf.equal(orientation, tf.constant([3, 4, 7, 8], tf.int64)))
-        upright = tf.cond(across, lambda: tf.reverse(upright, (1,)), lambda: upright)
-        return tf.cond(upside_down, lambda: tf.reverse(upright, (0,)), lambda: upright)
+    def mirror() -> tf.Tensor:
+        across = tf.reduce_any(tf.equal(orientation, tf.constant([2, 3, 7, 8], tf.int64)))
+        upside_down = tf.reduce_any(tf.equal(orientation, tf.constant([3, 4, 6, 7], tf.int64)))
+        result = tf.cond(across, lambda: tf.reverse(image, (1,)), lambda: image)
+        return tf.cond(upside_down, lambda: tf.reverse(result, (0,)), lambda: result)
 
-    return tf.cond(orientation > 1, turn, lambda: image)
+    return tf.cond(orientation > 1, mirror, lambda: image)
 
 
 def _starts(data: tf.Tensor, place: tf.Tensor, text: bytes) -> tf.Tensor:

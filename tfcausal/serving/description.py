@@ -103,7 +103,8 @@ def _origin(source: Source) -> dict[str, Any]:
 
 def _described(function: Any) -> dict[str, dict[str, str]]:
     """The inputs and outputs of a signature: dtype and shape, N for the batch."""
-    _, inputs = function.structured_input_signature
+    given, named = function.structured_input_signature
+    inputs = {spec.name: spec for spec in (*given, *named.values())}
     return {"inputs": _specs(inputs), "outputs": _specs(function.structured_outputs)}
 
 
@@ -112,4 +113,5 @@ def _specs(specs: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _shape(shape: Sequence[int | None]) -> str:
-    return f"({', '.join(['N', *('any' if side is None else str(side) for side in shape[1:])])})"
+    sides = ("any" if side is None else str(side) for side in shape[1:])
+    return f"({', '.join(['N', *sides])})" if len(shape) > 1 else "(N,)"

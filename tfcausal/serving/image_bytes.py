@@ -17,12 +17,14 @@ after the other: a request of small files that unpack to very many pixels takes 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfcausal.serving.checks import require, require_some
-from tfcausal.serving.container import as_bytes, jpeg_orientation, number, png_metadata, turned
+from tfcausal.serving.checks import of_rank, require, require_some
+from tfcausal.serving.container import as_bytes, jpeg_orientation, lies, mirrored, number, png_metadata
 from tfcausal.serving.resizing import block_means, factors, resized
 
 MOST_PIXELS = 25_000_000
@@ -53,7 +55,7 @@ def pictures(contents: tf.Tensor, shape: tuple[int, int, int], most_pixels: int 
         >>> pictures(file[None], (1, 2, 1))[0, 0, :, 0].numpy().tolist()
         [0.0, 1.0]
     """
-    contents = tf.compat.v1.placeholder_with_default(contents, shape=[None])
+    contents = of_rank(contents, 1, "image_bytes", "shape (N,)")
     count = tf.size(contents)
     with tf.control_dependencies([require_some(count, "image_bytes")]):
         numbers = tf.range(count)
@@ -65,69 +67,71 @@ def pictures(contents: tf.Tensor, shape: tuple[int, int, int], most_pixels: int 
     )
 
 
+class _Kind(NamedTuple):
+    """What the beginning and the metadata of a file say."""
+
+    width: tf.Tensor
+    height: tf.Tensor
+    orientation: tf.Tensor
+    has_alpha: tf.Tensor
+    is_deep: tf.Tensor
+
+
 def _picture(content: tf.Tensor, place: tf.Tensor, shape: tuple[int, int, int], most_pixels: int) -> tf.Tensor:
     first = tf.strings.substr(content, 0, len(_PNG_FIRST))
     is_png = tf.equal(first, _PNG_FIRST)
     is_jpeg = tf.equal(tf.strings.substr(content, 0, len(_JPEG_FIRST)), _JPEG_FIRST)
     not_empty = require(tf.strings.length(content) > 0, _refused("the file is empty (zero bytes)"), place)
-    known = require(tf.logical_or(is_png, is_jpeg), _refused("the content is neither PNG nor JPEG"), place)
-    with tf.control_dependencies([not_empty]), tf.control_dependencies([known]):
+    with tf.control_dependencies([not_empty]):
+        known = require(tf.logical_or(is_png, is_jpeg), _refused("the content is neither PNG nor JPEG"), place)
+    with tf.control_dependencies([known]):
         data = as_bytes(content)
-    picture = tf.cond(
-        is_png,
-        lambda: _png(content, data, place, shape, most_pixels),
-        lambda: _jpeg(content, data, place, shape, most_pixels),
-    )
-    return tf.ensure_shape(picture, shape)
+    kind = tf.cond(is_png, lambda: _png(data), lambda: _jpeg(content, data))
+    with tf.control_dependencies([_require_size(kind.width, kind.height, place, most_pixels)]):
+        content = tf.identity(content)
 
+    def deep() -> tf.Tensor:
+        pixels = tf.io.decode_png(content, channels=1, dtype=tf.uint16)
+        picture = _resized(pixels, kind.orientation, shape, lambda block: tf.cast(block, tf.float32) / 65535.0)
+        return tf.broadcast_to(tf.clip_by_value(picture, 0.0, 1.0), shape)
 
-def _jpeg(
-    content: tf.Tensor, data: tf.Tensor, place: tf.Tensor, shape: tuple[int, int, int], most_pixels: int
-) -> tf.Tensor:
-    size = tf.image.extract_jpeg_shape(content, tf.int64)
-    with tf.control_dependencies([_require_size(size[1], size[0], place, most_pixels)]):
+    def eight_bits() -> tf.Tensor:
         # The way of Pillow: exact inverse cosine transform, colours interpolated.
-        pixels = tf.io.decode_jpeg(content, channels=3, fancy_upscaling=True, dct_method="INTEGER_ACCURATE")
-    return _eight_bits(turned(pixels, jpeg_orientation(data, content)), shape)
+        jpeg = {"channels": 3, "fancy_upscaling": True, "dct_method": "INTEGER_ACCURATE"}
+        kinds = [
+            (tf.logical_not(is_png), lambda: tf.io.decode_jpeg(content, **jpeg)),
+            (kind.has_alpha, lambda: tf.io.decode_png(content, channels=4)),
+        ]
+        pixels = tf.case(kinds, default=lambda: tf.io.decode_png(content, channels=3))
+        values = _resized(pixels, kind.orientation, shape, partial(_opaque, channels=shape[2]))
+        # A table, because TensorFlow makes a product with 1 / 255 of a division, which rounds otherwise.
+        shares = tf.constant(np.arange(256, dtype=np.float32) / np.float32(255.0))
+        return tf.gather(shares, tf.cast(values, tf.int32))
+
+    return tf.ensure_shape(tf.cond(kind.is_deep, deep, eight_bits), shape)
 
 
-def _png(
-    content: tf.Tensor, data: tf.Tensor, place: tf.Tensor, shape: tuple[int, int, int], most_pixels: int
-) -> tf.Tensor:
+def _jpeg(content: tf.Tensor, data: tf.Tensor) -> _Kind:
+    size, no = tf.image.extract_jpeg_shape(content, tf.int64), tf.constant(False)
+    return _Kind(size[1], size[0], jpeg_orientation(data, content), no, no)
+
+
+def _png(data: tf.Tensor) -> _Kind:
     width, height = number(data, tf.constant(16, tf.int64), 4), number(data, tf.constant(20, tf.int64), 4)
     depth, colours = data[24], data[25]
     orientation, transparent = png_metadata(data)
+    is_grey = tf.equal(colours, _GREY)
     # Pillow does not compare a transparent grey of less than 8 bits with pixels that it has made 8 bits of.
-    few_bits = tf.logical_and(tf.equal(colours, _GREY), depth < 8)
-    transparent = tf.logical_and(transparent, tf.logical_not(few_bits))
+    transparent = tf.logical_and(transparent, tf.logical_not(tf.logical_and(is_grey, depth < 8)))
     has_alpha = tf.logical_or(tf.equal(colours, _GREY_ALPHA), tf.equal(colours, _COLOUR_ALPHA))
-    has_alpha = tf.logical_or(has_alpha, transparent)
-    is_deep = tf.logical_and(tf.equal(colours, _GREY), tf.equal(depth, 16))
-
-    def deep() -> tf.Tensor:
-        pixels = turned(tf.io.decode_png(content, channels=1, dtype=tf.uint16), orientation)
-        picture = _resized(pixels, shape, lambda block: tf.cast(block, tf.float32) / 65535.0, tf.float32)
-        return tf.broadcast_to(tf.clip_by_value(picture, 0.0, 1.0), shape)
-
-    def plain(channels: int) -> tf.Tensor:
-        pixels = turned(tf.io.decode_png(content, channels=channels), orientation)
-        return _eight_bits(pixels, shape)
-
-    with tf.control_dependencies([_require_size(width, height, place, most_pixels)]):
-        kinds = [(is_deep, deep), (has_alpha, lambda: plain(4))]
-        return tf.case(kinds, default=lambda: plain(3))
+    is_deep = tf.logical_and(is_grey, tf.equal(depth, 16))
+    return _Kind(width, height, orientation, tf.logical_or(has_alpha, transparent), is_deep)
 
 
-def _eight_bits(pixels: tf.Tensor, shape: tuple[int, int, int]) -> tf.Tensor:
-    """Pixels (rows, columns, 3 or 4), uint8, in the wanted shape and in [0, 1]."""
-
-    def prepared(block: tf.Tensor) -> tf.Tensor:
-        opaque = _on_black(block) if pixels.shape[2] == 4 else block
-        return opaque if shape[2] == 3 else _grey(opaque)
-
-    # A table, because TensorFlow makes a product with 1 / 255 of a division, which rounds otherwise.
-    shares = tf.constant(np.arange(256, dtype=np.float32) / np.float32(255.0))
-    return tf.gather(shares, tf.cast(_resized(pixels, shape, prepared, tf.uint8), tf.int32))
+def _opaque(block: tf.Tensor, channels: int) -> tf.Tensor:
+    """Pixels with 3 channels, or 4 with transparency, as they are without it, in 3 channels or in grey; uint8."""
+    opaque = tf.cond(tf.equal(tf.shape(block)[2], 4), lambda: _on_black(block), lambda: block)
+    return opaque if channels == 3 else _grey(opaque)
 
 
 def _on_black(block: tf.Tensor) -> tf.Tensor:
@@ -146,22 +150,27 @@ def _grey(block: tf.Tensor) -> tf.Tensor:
 
 
 def _resized(
-    pixels: tf.Tensor, shape: tuple[int, int, int], prepared: Callable[[tf.Tensor], tf.Tensor], dtype: tf.DType
+    pixels: tf.Tensor,
+    orientation: tf.Tensor,
+    shape: tuple[int, int, int],
+    prepared: Callable[[tf.Tensor], tf.Tensor],
 ) -> tf.Tensor:
-    """Prepare pixels and take the means of blocks, part after part of the image, then resize."""
-    size = tf.shape(pixels)[:2]
-    block = factors(size, shape[:2])
+    """Prepare pixels and take the means of blocks, part after part of the image, then resize it and put it upright."""
+    pixels, lying = mirrored(pixels, orientation), lies(orientation)
+    size, wanted = tf.shape(pixels)[:2], tf.where(lying, shape[1::-1], shape[:2])
+    block = factors(size, wanted)
     rows = block[0] * tf.maximum(1, _BLOCK_PIXELS // (block[0] * size[1]))
 
     def reduce(start: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
         part = block_means(prepared(pixels[start : start + rows]), block)
         return start + rows, parts.write(start // rows, part)
 
+    dtype = tf.uint8 if pixels.dtype == tf.uint8 else tf.float32
     array = tf.TensorArray(dtype, 0, dynamic_size=True, infer_shape=False, element_shape=(None, None, None))
     begin = (tf.constant(0), array)
     _, array = tf.while_loop(lambda start, _: start < size[0], reduce, begin, parallel_iterations=1)
     covered = tf.cast(size, tf.float64) / tf.cast(block, tf.float64)
-    return resized(array.concat(), covered, shape[:2])
+    return resized(array.concat(), covered, wanted, lying)
 
 
 def _require_size(width: tf.Tensor, height: tf.Tensor, place: tf.Tensor, most_pixels: int) -> tf.Operation:

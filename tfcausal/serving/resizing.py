@@ -24,18 +24,18 @@ _MEAN_BITS = 24
 _TALL_FIRST = Version(version("pillow")) >= Version("13")
 
 
-def factors(size: tf.Tensor, wanted: tuple[int, int]) -> tf.Tensor:
+def factors(size: tf.Tensor, wanted: tf.Tensor) -> tf.Tensor:
     """Sides of the blocks whose means are taken first, int32 (2,); 1 where an image is not that much too large.
 
     Args:
         size: Height and width of the image, int32 (2,).
-        wanted: Height and width to resize to.
+        wanted: Height and width to resize to, int32 (2,).
 
     Example:
-        >>> factors(tf.constant([100, 50]), (10, 10)).numpy().tolist()
+        >>> factors(tf.constant([100, 50]), tf.constant([10, 10])).numpy().tolist()
         [3, 1]
     """
-    ratio = tf.cast(size, tf.float64) / tf.constant(wanted, tf.float64) / _GAP
+    ratio = tf.cast(size, tf.float64) / tf.cast(wanted, tf.float64) / _GAP
     return tf.maximum(1, tf.cast(ratio, tf.int32))
 
 
@@ -76,7 +76,7 @@ def _means(image: tf.Tensor, block: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.bitwise.right_shift(rounded, tf.constant(_MEAN_BITS, tf.int64)), tf.uint8)
 
 
-def bilinear_weights(length: tf.Tensor, covered: tf.Tensor, wanted: int) -> tuple[tf.Tensor, tf.Tensor]:
+def bilinear_weights(length: tf.Tensor, covered: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """With which weights the pixels of one axis enter those of the resized image.
 
     A triangle as wide as two of the wider pixels, of the image or of the result, around the centre of each result.
@@ -84,22 +84,22 @@ def bilinear_weights(length: tf.Tensor, covered: tf.Tensor, wanted: int) -> tupl
     Args:
         length: Number of pixels, int32.
         covered: How many of them the result covers, float64: less than `length` where the last is a part of a block.
-        wanted: Number of pixels of the result.
+        wanted: Number of pixels of the result, int32.
 
     Returns:
         The first pixel that enters each, int32 (wanted,), and the weights of that one and of those that follow, float64
         (wanted, most), with sum 1.
 
     Example:
-        >>> first, weights = bilinear_weights(tf.constant(4), tf.constant(4.0, tf.float64), 2)
+        >>> first, weights = bilinear_weights(tf.constant(4), tf.constant(4.0, tf.float64), tf.constant(2))
         >>> first.numpy().tolist(), (8 * weights).numpy().tolist()
-        ([0, 0], [[3.4285714285714284, 3.4285714285714284, 1.1428571428571428, 0.0, 0.0], ...])
+        ([0, 1], [[3.4285714285714284, 3.4285714285714284, 1.1428571428571428, 0.0, 0.0], [1.1428571428571428, ...]])
     """
     # Pillow hands this length on in float32.
-    scale = tf.cast(tf.cast(covered, tf.float32), tf.float64) / wanted
+    scale = tf.cast(tf.cast(covered, tf.float32), tf.float64) / tf.cast(wanted, tf.float64)
     support = tf.maximum(scale, 1.0)
     most = 2 * tf.cast(tf.math.ceil(support), tf.int32) + 1
-    centre = (tf.range(wanted, dtype=tf.float64) + 0.5) * scale
+    centre = (tf.cast(tf.range(wanted), tf.float64) + 0.5) * scale
     first = tf.maximum(0, tf.cast(centre - support + 0.5, tf.int32))
     last = tf.minimum(length, tf.cast(centre + support + 0.5, tf.int32))
     pixel = first[:, None] + tf.range(most)
@@ -108,55 +108,56 @@ def bilinear_weights(length: tf.Tensor, covered: tf.Tensor, wanted: int) -> tupl
     return first, weights / tf.reduce_sum(weights, 1, keepdims=True)
 
 
-def resized(image: tf.Tensor, covered: tf.Tensor, wanted: tuple[int, int]) -> tf.Tensor:
-    """Weighted sums along the width and along the height.
+def resized(image: tf.Tensor, covered: tf.Tensor, wanted: tf.Tensor, lying: tf.Tensor | bool = False) -> tf.Tensor:
+    """Weighted sums along the width and along the height; the rows of a lying image become columns.
 
     Args:
         image: (height, width, channels), uint8 or float32.
         covered: How many of its rows and columns the result covers, float64 (2,).
-        wanted: Height and width of the result.
+        wanted: Height and width to resize to, int32 (2,), as the image lies.
+        lying: Whether rows become columns. Pillow turns an image before it resizes it, so that the sums are in the
+            order of the upright image.
 
     Returns:
-        (height, width, channels): uint8, or float32.
+        (height, width, channels), float32; whole numbers in [0, 255] for uint8.
 
     Example:
         >>> image = tf.constant([[[0], [100], [200], [250]]], tf.uint8)
-        >>> resized(image, tf.constant([1.0, 4.0], tf.float64), (1, 2))[0, :, 0].numpy().tolist()
-        [71, 204]
+        >>> resized(image, tf.constant([1.0, 4.0], tf.float64), tf.constant([1, 2]))[0, :, 0].numpy().tolist()
+        [71.0, 207.0]
     """
+    whole = image.dtype == tf.uint8
+    lost = tf.shape(image)[:2] - wanted
+    upright = tf.where(lying, lost[::-1], lost)
+    tall = tf.logical_and(upright[0] > 0, upright[0] > 2 * upright[1]) if _TALL_FIRST else tf.constant(False)
+    rows_first = tf.not_equal(tall, lying)
+    order = tf.where(rows_first, tf.constant([0, 1]), tf.constant([1, 0]))
+    # TensorFlow transposes floats fast, and bytes slowly and with a complaint in the log.
+    first = _turned_if(tf.logical_not(rows_first), tf.cast(image, tf.float32))
+    half = _sums(first, covered[order[0]], wanted[order[0]], whole)
+    both = _sums(tf.transpose(half, (1, 0, 2)), covered[order[1]], wanted[order[1]], whole)
+    return _turned_if(tf.not_equal(rows_first, lying), both)
 
-    def in_order(*axes: int) -> tf.Tensor:
-        result = image
-        for axis in axes:
-            result = _along(result, axis, covered[axis], wanted[axis])
-        return result
 
-    if not _TALL_FIRST:
-        return in_order(1, 0)
-    lost = tf.shape(image)[:2] - tf.constant(wanted)
-    tall = tf.logical_and(lost[0] > 0, lost[0] > 2 * lost[1])
-    return tf.cond(tall, lambda: in_order(0, 1), lambda: in_order(1, 0))
+def _turned_if(condition: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+    return tf.cond(condition, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
 
 
-def _along(image: tf.Tensor, axis: int, covered: tf.Tensor, wanted: int) -> tf.Tensor:
-    """Weighted sums along one axis, which is made the first: rows are gathered faster than columns."""
-    if axis == 1:
-        return tf.transpose(_along(tf.transpose(image, (1, 0, 2)), 0, covered, wanted), (1, 0, 2))
+def _sums(image: tf.Tensor, covered: tf.Tensor, wanted: tf.Tensor, whole: bool) -> tf.Tensor:
+    """Weighted sums of rows, float32; with `whole` in fixed-point arithmetic, and rounded."""
     size = tf.shape(image)
     first, weights = bilinear_weights(size[0], covered, wanted)
-    exact = tf.float64 if image.dtype.is_floating else tf.int32
-    if exact == tf.int32:
+    exact = tf.int32 if whole else tf.float64
+    if whole:
         weights = tf.cast(weights * 2**_WEIGHT_BITS + 0.5, tf.int32)
 
     def add(number: tf.Tensor, total: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels = tf.gather(image, tf.minimum(first + number, size[0] - 1))
-        return number + 1, total + tf.cast(pixels, exact) * weights[:, number, None, None]
+        rows = tf.gather(image, tf.minimum(first + number, size[0] - 1))
+        return number + 1, total + tf.cast(rows, exact) * weights[:, number, None, None]
 
-    half = 0 if exact == tf.float64 else 1 << (_WEIGHT_BITS - 1)
+    half = 1 << (_WEIGHT_BITS - 1) if whole else 0
     start = (tf.constant(0), tf.fill(tf.stack([wanted, size[1], size[2]]), tf.constant(half, exact)))
     most = tf.shape(weights)[1]
     _, total = tf.while_loop(lambda number, _: number < most, add, start, parallel_iterations=1)
-    if exact == tf.float64:
-        return tf.cast(total, tf.float32)
     # Weights that are not negative and add up to 1 leave no sum outside of 8 bits.
-    return tf.cast(tf.bitwise.right_shift(total, _WEIGHT_BITS), tf.uint8)
+    return tf.cast(tf.bitwise.right_shift(total, _WEIGHT_BITS) if whole else total, tf.float32)

@@ -35,7 +35,7 @@ def zero_out(concepts: Concepts, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tenso
         >>> model = keras.Model(inputs, head(keras.layers.GlobalAveragePooling2D()(maps)))
         >>> head.set_weights([tf.constant([[2.0], [0.0]]), tf.zeros(1)])
         >>> effects, _, _ = zero_out(ChannelConcepts(model, "maps"), tf.ones((1, 1, 1, 2)))
-        >>> effects[0, :, 0].numpy().round(3).tolist()
+        >>> [round(float(value), 3) for value in effects[0, :, 0]]
         [-0.381, 0.0]
     """
     downstream, nodes = concepts.downstream, concepts.concepts
@@ -60,7 +60,7 @@ def zero_out(concepts: Concepts, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tenso
         own = tf.repeat(codes, several, axis=0)
         changed = tf.where(tf.reshape(away, shape), own, tf.zeros_like(own))
         intervened = answers(
-            downstream.repeated(known, several), concepts.decode(tf.ensure_shape(changed, codes.shape))
+            downstream.repeated(known, several), concepts.decode(tf.ensure_shape(changed, (None, *codes.shape[1:])))
         )
         intervened = tf.reshape(intervened, tf.stack([count, several, tf.shape(observed)[1]]))
         return first + at_once, gathered.write(first // at_once, tf.transpose(intervened, (1, 0, 2)))
