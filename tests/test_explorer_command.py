@@ -27,7 +27,8 @@ def taken():
         yield listener.getsockname()[1]
 
 
-def test_the_command_serves_the_explorer_from_any_folder_on_this_machine_only(command, tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_the_explorer_from_any_folder_on_this_machine_only(command, tmp_path, ending):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -59,7 +60,7 @@ def test_the_command_serves_the_explorer_from_any_folder_on_this_machine_only(co
         hosts = {row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
         assert hosts <= {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1 and ::1
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         process.communicate(timeout=30)
     assert process.returncode == 0
     with pytest.raises(OSError, match=r"refused|errno"):

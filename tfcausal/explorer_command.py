@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +16,7 @@ import webbrowser
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tfcausal.errors import InvalidArgument, RunError, message
 
@@ -145,6 +148,7 @@ def explore(
     )
     host = "localhost" if address in ("0.0.0.0", "::") else f"[{address}]" if ":" in address else address
     server_url = f"http://{host}:{chosen}"
+    before = _interrupted_by(signal.SIGTERM)
     try:
         _wait_for(server, f"{server_url}/_stcore/health")
         url = f"{server_url}/{page}"
@@ -159,6 +163,15 @@ def explore(
         if server.poll() is None:
             server.terminate()
             server.wait()
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted_by(number: signal.Signals) -> Any:
+    """Have a signal end the command as Ctrl+C does, with its server; gives what it did before, if it can be changed."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(number, signal.default_int_handler)
 
 
 def _wait_for(server: subprocess.Popen[bytes], url: str) -> None:

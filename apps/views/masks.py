@@ -27,6 +27,10 @@ KEYS = (
     "Polygon: click its corners, and the first one again to close it. Box and brush: drag. Keys: **P** previous, **N** "
     "next, **U** undo, **S** save. Going to another image saves the mask first; a field that is typed in has the keys."
 )
+ENERGY = (
+    "Mask energy is the share of a model's positive saliency inside the mask. It is measured on images that have a "
+    "mask and were not trained on; any other image counts with the mean of its class."
+)
 SIDES = {"small": 420, "medium": 640, "large": 960}
 ORDERS = {"random": "at random", "energy": "lowest mask energy"}
 MOST = 500
@@ -65,12 +69,12 @@ def choose_sample(key: cached_masks.Folder, runs: list[str]) -> tuple[tuple[Samp
         if runs:
             chosen = address.optional("run", "Run on these images", runs, nothing="no run", default=runs[0])
             run = None if chosen is None else cached.run_key(chosen)
-    parts = cached_masks.parts(key, run if run is not None and has_measured(run) else None)
+    parts = known_parts(key, run)
     with places[1]:
         names = [name for name in MEANING if name in set(parts.values())]
         part = address.select("part", "Part", [*names, cached_masks.ALL]) if names else cached_masks.ALL
     with places[2]:
-        order = address.segments("order", "Choose images", list(ORDERS), format_func=ORDERS.__getitem__)
+        order = address.segments("order", "Choose images", list(ORDERS), format_func=ORDERS.__getitem__, help=ENERGY)
     with places[3]:
         if order == "energy" and run is not None:
             model = address.select("model", "Model", list(cached.open_run(run).config.models))
@@ -79,20 +83,20 @@ def choose_sample(key: cached_masks.Folder, runs: list[str]) -> tuple[tuple[Samp
         count = address.number("count", "Images", 1, most, min(20, most))
     with places[5]:
         seed = address.number("seed", "Seed", 0, 2**31, 0)
-    settings = (key, run if parts else None, part)
     if run is not None and order == "energy":
         with frame.shown_errors():
-            return cached_masks.sample(*settings, model, count, seed), parts
+            return cached_masks.sample(key, run, part, model, count, seed), parts
     elif order == "energy":
-        text = (
-            "The lowest mask energy is known from a run on these images, and there is none: these are chosen at random."
-        )
+        text = "Mask energy is known from a run on these images, and there is none: these are chosen at random."
         st.info(text, icon=":material/info:")
-    return cached_masks.sample(*settings, None, count, seed), parts
+    return cached_masks.sample(key, run if parts else None, part, None, count, seed), parts
 
 
-def has_measured(run: cached.Run) -> bool:
-    return (Path(run[0]) / run[1] / "maps.zarr").is_dir()
+def known_parts(key: cached_masks.Folder, run: cached.Run | None) -> dict[str, str]:
+    if run is not None and (Path(run[0]) / run[1] / "maps.zarr").is_dir():
+        with frame.shown_errors():
+            return cached_masks.parts(key, run)
+    return cached_masks.parts(key, None)
 
 
 def choose_image(desk: drawing.Desk, sample: tuple[Sampled, ...], done: list[bool]) -> int:
@@ -178,7 +182,8 @@ def draw(desk: drawing.Desk, key: cached_masks.Folder, image: Sampled, part: str
             of = "its" if image.measured else "mean of its class"
             facts.append(f"mask energy {image.energy:.2f} ({of})")
         facts.append("no mask yet" if kept is None else f"its mask, outlined, has {kept[1]:.1%} of it")
-        st.markdown(f"**{plain(image.name)}** · " + " · ".join(facts))
+        with st.container(width=480):  # beside it, the canvas shows its own tools
+            st.markdown(f"**{plain(image.name)}** · " + " · ".join(facts))
     with right:
         tool = address.segments("tool", "Tool", list(drawing.TOOLS))
         cut = address.segments("adds", "What it does", ["adds", "cuts out"]) == "cuts out"
@@ -323,8 +328,7 @@ def show() -> None:
             st.code("\n".join(folder.notes[:100]), language=None, wrap_lines=True)
     with frame.shown_errors():
         folder.check_writable()
-    with st.expander("Which images", icon=":material/tune:"):
-        sample, parts = choose_sample(key, runs)
+    sample, parts = choose_sample(key, runs)
     if not sample:
         st.info("There is no image in this part.", icon=":material/info:")
         return

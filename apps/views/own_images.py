@@ -51,7 +51,7 @@ def choose_subject(models: dict[str, list[str]]) -> tuple[Callable[[], Subject],
         source = sources[0]
     if source == FILE and file is not None:
         subject = choose_file(file, places)
-        return (lambda: subject), None
+        return None if subject is None else ((lambda: subject), None)
     with places[0]:
         run = address.select("run", "Run", list(models), cached.folder().chosen)
     with places[1]:
@@ -60,7 +60,7 @@ def choose_subject(models: dict[str, list[str]]) -> tuple[Callable[[], Subject],
     return partial(own.run_subject, key, model), key
 
 
-def choose_file(file: Path, places: Sequence[st.delta_generator.DeltaGenerator]) -> Subject:
+def choose_file(file: Path, places: Sequence[st.delta_generator.DeltaGenerator]) -> Subject | None:
     model = own.image_model(file)
     st.caption(plain(f"{file.name}. {model.guess}"))
     with places[0]:
@@ -71,10 +71,15 @@ def choose_file(file: Path, places: Sequence[st.delta_generator.DeltaGenerator])
     size = None
     if model.takes_any_size:
         with places[1]:
-            sides = address.text("size", "Height and width", "", help="This model takes images of any size: say which.")
-        if sides:
-            height, width = numbers("size", sides)
-            size = int(height), int(width)
+            sides = address.text("size", "Height and width", "", help="This model takes images of any size.")
+        if not sides.strip():
+            text = (
+                "This model takes images of any size: give the height and width that it is used with, such as 224 224."
+            )
+            st.info(text, icon=":material/straighten:")
+            return None
+        height, width = numbers("size", sides)
+        size = int(height), int(width)
     return own.file_subject(file, (black, white), size)
 
 

@@ -27,6 +27,7 @@ from widgets import cached
 Folder = tuple[str, tuple[str, ...], str]
 """A folder of images, the classes that are left out, and its version."""
 ALL = "all"
+_HIGHEST = 0.75  # of the width that a picture may have, so that it fits on the screen
 _ENLARGED = 2.0  # from here on, each pixel of a small picture is shown as a square
 
 
@@ -129,7 +130,7 @@ def _background(key: Folder, name: str, versions: tuple[int, int], side: int) ->
     shown = picture(key, name, side)
     kept = kept_mask(key, name, side) if versions[1] else None
     pixels = outlined(shown.pixels, None if kept is None else kept[0])
-    factor = side / max(pixels.shape[:2])
+    factor = min(side / pixels.shape[1], _HIGHEST * side / pixels.shape[0])
     height, width = (max(1, round(length * factor)) for length in pixels.shape[:2])
     way = Image.Resampling.NEAREST if factor >= _ENLARGED else Image.Resampling.BICUBIC
     coloured = Image.fromarray(np.round(pixels * 255).astype(np.uint8)).resize((width, height), way)

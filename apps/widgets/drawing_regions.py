@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -110,8 +111,8 @@ def _edit(shapes: list[Shape], size: Size) -> None:
             last = size[1] if edge in ("left", "right") else size[0]
             low, high = (1, last) if edge in ("right", "bottom") else (0, last - 1)
             state[_key(edge)] = int(getattr(shapes[chosen], edge))
-            settings = {"step": 1, "required": True, "key": _key(edge), "on_change": _moved, "args": (shapes, chosen)}
-            place.number_input(edge.capitalize(), low, high, **settings)
+            changed = {"on_change": _moved, "args": (edge, shapes, chosen)}
+            place.number_input(edge.capitalize(), low, high, step=1, required=True, key=_key(edge), **changed)
     with st.container(horizontal=True):
         full = len(shapes) >= MOST_REGIONS
         st.button("Add a rectangle", icon=":material/add_box:", on_click=_add, args=(shapes, size), disabled=full)
@@ -121,13 +122,17 @@ def _edit(shapes: list[Shape], size: Size) -> None:
         st.button("Remove all", icon=":material/delete:", args=([],), **settings)
 
 
-def _moved(shapes: list[Shape], chosen: int) -> None:
-    edges = {edge: st.session_state[_key(edge)] for edge in _EDGES}
+def _moved(edge: str, shapes: list[Shape], chosen: int) -> None:
+    """An edge was set, unless the regions have become others since the inputs were drawn."""
+    state = st.session_state
+    value, box = state.get(_key(edge)), shapes[chosen]
+    if value is None or not isinstance(box, Box) or state.get(_SHOWN, ([],))[0] != list(map(to_text, shapes)):
+        return
     try:
-        _keep([*shapes[:chosen], Box(**edges), *shapes[chosen + 1 :]])
-        st.session_state[_WRONG] = None
+        _keep([*shapes[:chosen], replace(box, **{edge: value}), *shapes[chosen + 1 :]])
+        state[_WRONG] = None
     except InvalidArgument as error:
-        st.session_state[_WRONG] = str(error)
+        state[_WRONG] = str(error)
 
 
 def _add(shapes: list[Shape], size: Size) -> None:

@@ -12,6 +12,7 @@ import urllib.request
 from importlib import util
 from pathlib import Path
 
+import keras
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,8 @@ def explorer(monkeypatch):
     from widgets import cached
 
     monkeypatch.setattr(cached, "warm_up", lambda *model: None)
+    # The explorer replaces it for its whole process: put back after the test.
+    monkeypatch.setattr(keras.backend, "clear_session", keras.backend.clear_session)
 
     def open_page(folder, view="runs", **parameters):
         monkeypatch.setenv("TFCAUSAL_RUNS", str(folder))

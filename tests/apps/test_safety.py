@@ -46,7 +46,8 @@ def audited():
 
 
 def places(log):
-    return [str(arguments[0]) for _, arguments in log if isinstance(arguments[0], str | os.PathLike)]
+    """Where it was, whatever link led there."""
+    return [os.path.realpath(arguments[0]) for _, arguments in log if isinstance(arguments[0], str | os.PathLike)]
 
 
 def written(log):
@@ -95,7 +96,13 @@ def test_every_page_is_in_the_list_of_pages():
 def test_no_link_opens_anything_outside_the_folder_of_runs(explorer, runs, outside, view):
     app = explorer(runs, view, run="small", sample="True")
     names = sorted({*app.query_params, "run", "model", "split", "configs", "runs", "folder", "from"} - {"image"})
-    texts = ["../outside/secret", str(outside / "secret"), "linked", "\x00", "secret/../../outside/secret" * 4000]
+    texts = [
+        "../outside/secret",
+        str(outside / "secret"),
+        "linked",
+        "\x00",
+        "secret/../../outside/secret" * 400,
+    ]  # Streamlit reads half a million characters
     links = [
         {name: texts[(place + turn) % len(texts)] for place, name in enumerate(names)} for turn in range(len(texts))
     ]
@@ -104,14 +111,17 @@ def test_no_link_opens_anything_outside_the_folder_of_runs(explorer, runs, outsi
         with audited() as log:
             reopen(app, **link)
         assert not app.exception, (link, app.exception)
+        # What it says was read, and leads nowhere; the page of masks has nothing to choose from here.
+        assert app.warning or app.error or "image" in link or view == "masks", link
         assert [place for place in places(log) if "outside" in place] == []
 
 
-def test_the_test_of_links_would_see_what_is_opened(outside):
+def test_the_test_of_links_would_see_what_is_opened(runs, outside):
     with audited() as log:
         (outside / "secret" / "status.json").read_bytes()
+        (runs / "linked" / "status.json").read_bytes()
         os.listdir(outside)
-    assert len([place for place in places(log) if "outside" in place]) == 2
+    assert len([place for place in places(log) if "outside" in place]) == 3
 
 
 def corrupt_maps(run):

@@ -42,7 +42,7 @@ def pictures(page):
     return page.get_by_test_id("stMain").locator("img").evaluate_all("all => all.map(image => [image.alt, image.src])")
 
 
-def test_a_region_is_masked_with_the_mouse_and_with_the_keyboard_then_an_attack_and_a_concept(server, page):
+def test_a_region_is_masked_with_the_mouse_and_with_the_keyboard(server, page):
     page.goto(f"{server}/intervene?run=small&model=plain")
     told = settle(page)
     assert "Nothing is done yet" in told
@@ -82,6 +82,10 @@ def test_a_region_is_masked_with_the_mouse_and_with_the_keyboard_then_an_attack_
     settle(page)
     assert page.url.count("region=") == 2
 
+
+def test_an_attack_is_made_and_a_concept_taken_away(server, page):
+    page.goto(f"{server}/intervene?run=small&model=plain")
+    told = settle(page)
     page.get_by_role("radio", name="attack", exact=True).click()
     told = changed(page, told)
     assert "Attacked by FGSM with strength 0.05" in told
@@ -102,6 +106,5 @@ def test_a_region_is_masked_with_the_mouse_and_with_the_keyboard_then_an_attack_
     with page.expect_download() as table:
         page.get_by_role("button", name="CSV").click()
     assert table.value.path().read_text(encoding="utf-8").splitlines()[0] == "class,before,after,effect"
-    view = page.url
-    page.goto(view)
+    page.goto(page.url)
     assert settle(page) == told

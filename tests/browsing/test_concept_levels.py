@@ -157,7 +157,7 @@ def test_the_network_without_concepts_answers_as_concept_effects_say(model, auto
 
 def test_levels_without_places_have_no_network(model):
     with pytest.raises(UnsupportedOperation, match="feature maps"):
-        ConceptNetwork(ChannelConcepts(model, "global_average_pooling2d"))
+        ConceptNetwork(ChannelConcepts(model, model.layers[-2]))
 
 
 def test_a_model_without_convolutions_has_no_levels():

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def crossings_say_inside(points):
 
 def distance_to_way(points):
     distances = [np.hypot(X - x, Y - y) for x, y in points]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         length = (x1 - x0) ** 2 + (y1 - y0) ** 2
         share = np.clip(((X - x0) * (x1 - x0) + (Y - y0) * (y1 - y0)) / length, 0, 1)
         distances.append(np.hypot(X - x0 - share * (x1 - x0), Y - y0 - share * (y1 - y0)))

@@ -21,6 +21,7 @@ OUTLINE = 1
 """Width of the line around polygons and boxes on the canvas, in pixels of the screen; half of it lies outside."""
 _ORIGINS = {"left": 0.0, "top": 0.0, "center": 0.5, "right": 1.0, "bottom": 1.0}
 _TOLERANCE = 0.25  # pixels of the screen that a curve may be off the lines that stand for it
+_FARTHEST = 1e6  # pixels
 _MOST = 20_000  # objects, or points of one, that are taken
 
 
@@ -79,7 +80,7 @@ def _shape(entry: Mapping[str, Any]) -> Shape | None:
         edges = float(left), float(top), float(right), float(bottom)
         return Box(*edges, cut) if upright else Polygon(_points(placed), cut)
     if kind == "Polygon":
-        corners = np.array([(float(point["x"]), float(point["y"])) for point in entry["points"][: _MOST + 1]])
+        corners = np.array([(_bounded(point["x"]), _bounded(point["y"])) for point in entry["points"][: _MOST + 1]])
         low, high = corners.min(axis=0), corners.max(axis=0)
         return Polygon(_points(_placed(entry, corners - (low + high) / 2)), cut)
     if kind == "Path":
@@ -96,7 +97,7 @@ def _way(commands: Sequence[Sequence[Any]]) -> tuple[np.ndarray, tuple[np.ndarra
     points: list[np.ndarray] = []
     turns: list[np.ndarray] = []
     for name, *numbers in commands:
-        values = [float(number) for number in numbers]
+        values = [_bounded(number) for number in numbers]
         if name in ("M", "L") and len(values) == 2:
             points.append(np.array(values))
         elif name == "Q" and len(values) == 4 and points:
@@ -158,7 +159,11 @@ def _points(values: np.ndarray) -> tuple[Point, ...]:
 
 
 def _number(entry: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    value = float(entry[name] if default is None else entry.get(name, default))
-    if not math.isfinite(value):
-        raise InvalidArgument(message(name, "a finite number", value))
+    return _bounded(entry[name] if default is None else entry.get(name, default))
+
+
+def _bounded(number: Any) -> float:
+    value = float(number)
+    if not abs(value) <= _FARTHEST:
+        raise InvalidArgument(message("objects", f"numbers up to {_FARTHEST:g}", value))
     return value

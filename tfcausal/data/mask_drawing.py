@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from skimage import draw
@@ -173,7 +174,7 @@ def _filled(shape: Shape, size: tuple[int, int]) -> Iterator[tuple[Pixels, Pixel
         radius = shape.width / 2
         for x, y in shape.points:
             yield draw.disk((y - 0.5, x - 0.5), radius, shape=size)
-        for start, end in zip(shape.points, shape.points[1:], strict=False):
+        for start, end in pairwise(shape.points):
             length = math.dist(start, end)
             if length > 0:
                 across, down = radius * (start[1] - end[1]) / length, radius * (end[0] - start[0]) / length

@@ -54,9 +54,10 @@ def checked_images(images: tf.Tensor, shape: Sequence[int | None]) -> tf.Tensor:
     expected = f"shape ({spelled})"
     images = of_rank(images, len(shape), "images", expected)
     # With zeros behind, so that a size can be read where an axis is missing.
-    size = tf.pad(tf.shape(images), [[0, len(shape)]])[: len(shape)]
+    received = tf.shape(images)
+    size = tf.pad(received, [[0, len(shape)]])[: len(shape)]
     fits = tf.reduce_all([tf.equal(size[axis], side) for axis, side in enumerate(shape) if side is not None])
-    checks = [require(fits, message("images", expected, "shape {}"), size), require_some(size[0], "images")]
+    checks = [require(fits, message("images", expected, "shape {}"), received), require_some(size[0], "images")]
     with tf.control_dependencies(checks):
         images = tf.identity(images)
     finite = tf.reduce_all(tf.math.is_finite(images))

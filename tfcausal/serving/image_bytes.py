@@ -85,7 +85,8 @@ def _picture(content: tf.Tensor, place: tf.Tensor, shape: tuple[int, int, int], 
     with tf.control_dependencies([not_empty]):
         known = require(tf.logical_or(is_png, is_jpeg), _refused("the content is neither PNG nor JPEG"), place)
     with tf.control_dependencies([known]):
-        data = as_bytes(content)
+        content = tf.identity(content)
+    data = as_bytes(content)
     kind = tf.cond(is_png, lambda: _png(data), lambda: _jpeg(content, data))
     with tf.control_dependencies([_require_size(kind.width, kind.height, place, most_pixels)]):
         content = tf.identity(content)
@@ -121,8 +122,9 @@ def _png(data: tf.Tensor) -> _Kind:
     depth, colours = data[24], data[25]
     orientation, transparent = png_metadata(data)
     is_grey = tf.equal(colours, _GREY)
-    # Pillow does not compare a transparent grey of less than 8 bits with pixels that it has made 8 bits of.
-    transparent = tf.logical_and(transparent, tf.logical_not(tf.logical_and(is_grey, depth < 8)))
+    # Pillow does not find a transparent grey of 2 or 4 bits among pixels that it has made 8 bits of.
+    lost = tf.logical_and(is_grey, tf.logical_or(tf.equal(depth, 2), tf.equal(depth, 4)))
+    transparent = tf.logical_and(transparent, tf.logical_not(lost))
     has_alpha = tf.logical_or(tf.equal(colours, _GREY_ALPHA), tf.equal(colours, _COLOUR_ALPHA))
     is_deep = tf.logical_and(is_grey, tf.equal(depth, 16))
     return _Kind(width, height, orientation, tf.logical_or(has_alpha, transparent), is_deep)

@@ -1,0 +1,104 @@
+"""Small classifiers, image files made by hand, and exported models to ask."""
+
+import io
+import struct
+import zlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tfcausal.export import Choices, export_model
+
+L = keras.layers
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the type of colour of PNG
+
+
+def _classifier(shape=(8, 6, 3), units=3, activation="softmax", nested=True):
+    """A nested model with branches, an addition, batch normalisation and a shared layer."""
+    keras.utils.set_random_seed(units)
+    x = inner = keras.Input((*shape[:2], 4))
+    shared = L.Conv2D(4, 3, padding="same", name="shared")
+    x = L.Add()([L.ReLU()(shared(x)), shared(x)])
+    block = keras.Model(inner, L.BatchNormalization()(x), name="block")
+    inputs = keras.Input(shape)
+    x = L.Conv2D(4, 3, padding="same", activation="relu", name="stem")(inputs)
+    x = L.Concatenate()([block(x), L.MaxPooling2D(3, 1, "same")(x)]) if nested else x
+    x = L.Dense(units, name="logits")(L.GlobalAveragePooling2D()(L.Dropout(0.5)(x)))
+    model = keras.Model(inputs, L.Activation(activation)(x) if activation else x, name="small")
+    for layer in block.layers:
+        if isinstance(layer, L.BatchNormalization):  # other than 0 and 1
+            layer.set_weights([np.linspace(0.5, 1.5, 4), np.linspace(-1, 1, 4), np.linspace(0, 1, 4), np.full(4, 2.0)])
+    return model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _seeded():
+    """Once per file: seeding throws away what TensorFlow has compiled, which takes seconds for an exported model."""
+    keras.utils.set_random_seed(20)
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    return _classifier
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Export a model and load it; gives the export and its signatures."""
+
+    def export(model, *, name="small", check=False, output=None, **choices):
+        choices.setdefault("pixels", (0.0, 1.0))
+        folder = output or tmp_path_factory.mktemp("saved_models")
+        done = export_model(model, Choices(**choices), name=name, output=folder, check=check)
+        return done, tf.saved_model.load(str(done.path)).signatures
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def colour(exported, classifier):
+    """A model of colour images with three classes, its export and its signatures."""
+    model = classifier()
+    return model, *exported(model, labels=["cat", "dog", "Kuh ü"], pixels=(-1.0, 1.0), most_pixels=100_000)
+
+
+@pytest.fixture(scope="session")
+def png():
+    """A PNG file of any depth and type of colour, chunk by chunk; `values` (rows, columns, samples)."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    def make(depth, colours, values, *chunks, size=None):
+        lines = b""
+        for row in values:
+            if depth >= 8:
+                line = row.astype(f">u{depth // 8}").tobytes()
+            else:
+                bits = "".join(format(value, f"0{depth}b") for value in row.ravel())
+                bits += "0" * (-len(bits) % 8)
+                line = bytes(int(bits[place : place + 8], 2) for place in range(0, len(bits), 8))
+            lines += b"\0" + line
+        height, width = size or values.shape[:2]
+        header = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, 0)
+        body = [chunk(b"IHDR", header), *(chunk(*one) for one in chunks), chunk(b"IDAT", zlib.compress(lines))]
+        return b"\x89PNG\r\n\x1a\n" + b"".join(body) + chunk(b"IEND", b"")
+
+    make.samples = _SAMPLES
+    return make
+
+
+@pytest.fixture(scope="session")
+def saved():
+    """An image as a file in memory."""
+
+    def save(pixels, kind="PNG", mode=None, **options):
+        image = Image.fromarray(np.asarray(pixels, np.uint8).squeeze(), mode)
+        stream = io.BytesIO()
+        image.save(stream, kind, **options)
+        return stream.getvalue()
+
+    return save
