@@ -322,7 +322,8 @@ def show() -> None:
         return
     key, runs = chosen
     folder = cached_masks.folder(key)
-    st.caption(f"{len(folder.images):,} images in {plain(folder.root)}; masks go to `masks/` beside `images/`.")
+    where = plain(cached_masks.spelled(folder.root))
+    st.caption(f"{len(folder.images):,} images in {where}; masks go to `masks/` beside `images/`.")
     if folder.notes:
         with st.expander(f"{len(folder.notes)} files are left out", icon=":material/warning:"):
             st.code("\n".join(folder.notes[:100]), language=None, wrap_lines=True)

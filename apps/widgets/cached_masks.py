@@ -66,6 +66,12 @@ def _data_folder(key: cached.Run, start: str) -> str | None:
     return None if path is None else str(path)
 
 
+def spelled(path: Path) -> str:
+    """A folder as it was given on the command line, where it lies in the folder that the command was given in."""
+    start = Path(_started_in())
+    return str(path.relative_to(start) if path.is_relative_to(start) else path)
+
+
 def _started_in() -> str:
     return os.environ.get(STARTED_VARIABLE, str(Path.cwd()))
 
