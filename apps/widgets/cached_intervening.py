@@ -1,6 +1,7 @@
 """Interventions of the explorer, kept between reruns in caches of bounded size.
 
-A classifier is known by its identity; everything else that a result depends on is an argument.
+A classifier is known by its identity; everything else that a result depends on is an argument. What comes of an image
+stays in the session, as the image may be the user's own.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def learned_levels(key: cached.Run, model: str) -> tuple[Level, ...]:
     return learned_levels(cached.open_run(key), model)
 
 
-@st.cache_data(max_entries=64, max_size="64mb", show_spinner=False)
+@st.cache_data(max_entries=64, max_size="64mb", show_spinner=False, scope="session")
 def attacked(
     identity: Identity, _of: Interventions, image: np.ndarray, name: str, eps: float, steps: int, seed: int
 ) -> np.ndarray:
@@ -46,7 +47,7 @@ def attacked(
     return _of.attacked(image, name, eps, steps, seed)
 
 
-@st.cache_data(max_entries=256, show_spinner=False)
+@st.cache_data(max_entries=256, show_spinner=False, scope="session")
 def compare(
     identity: Identity,
     _of: Interventions,
@@ -59,13 +60,13 @@ def compare(
     return _of.compare(image, changed, level, nodes)
 
 
-@st.cache_data(max_entries=32, max_size="64mb", show_spinner=False)
+@st.cache_data(max_entries=32, max_size="64mb", show_spinner=False, scope="session")
 def concept_effects(identity: Identity, _of: Interventions, image: np.ndarray, level: str) -> np.ndarray:
     """The effect of taking away each concept of a level alone."""
     return _of.concept_effects(image, level)
 
 
-@st.cache_data(max_entries=64, max_size="64mb", show_spinner=False)
+@st.cache_data(max_entries=64, max_size="64mb", show_spinner=False, scope="session")
 def concept_maps(
     identity: Identity, _of: Interventions, image: np.ndarray, level: str, nodes: tuple[int, ...]
 ) -> np.ndarray:
@@ -73,7 +74,7 @@ def concept_maps(
     return _of.concept_maps(image, level, nodes)
 
 
-@st.cache_data(max_entries=128, max_size="64mb", show_spinner=False)
+@st.cache_data(max_entries=128, max_size="64mb", show_spinner=False, scope="session")
 def saliency(
     identity: Identity,
     _of: Interventions,

@@ -347,3 +347,25 @@ def test_names_are_shown_as_they_are_and_never_as_markdown_or_html(server, page,
             expected = [name.rsplit("/", 1)[-1] for name in NASTY][: 1 if title == "Own images" else None]
             assert [name.replace("\u2060", "") for name in shown[: len(expected)]] == expected
     assert [url for url in asked if "evil.example/" in url.split("?")[0]] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("test/digit_0012-a.png", "test/digit_0012-a.png"),
+        ("1.png", "1.png"),
+        ("tfcausal run --resume runs/a_b", "tfcausal run --resume runs/a_b"),  # a command can be copied
+        ("12:30, x: 3", "12\\:30, x: 3"),
+        ("*a* _b_ `c`\n[d](e)", "\\*a\\* \\_b\\_ \\`c\\` \\[d\\](e)"),
+        ("<b>&amp;</b>", "\\<b\\>\\&amp;\\</b\\>"),
+        ("http://a", "http:\u2060//a"),
+        (":smile:", "\\:\u2060smile:"),
+        ("1. a", "\u20601. a"),
+    ],
+)
+def test_texts_are_escaped_no_more_than_needed(monkeypatch, text, shown):
+    monkeypatch.syspath_prepend(str(APPS))
+    from widgets.wording import chart_text, plain
+
+    assert plain(text) == shown
+    assert "<" not in chart_text(text)

@@ -11,6 +11,8 @@ import tensorflow as tf
 from PIL import Image
 
 from tfcausal.export import Choices, export_model
+from tfcausal.serving.signatures import explain, predict
+from tfcausal.serving.subject import load_source, prepare
 
 L = keras.layers
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the type of colour of PNG
@@ -59,10 +61,33 @@ def exported(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def asked():
+    """The signatures that take arrays, as the export makes them, without its files."""
+
+    def functions(model, **choices):
+        choices.setdefault("pixels", (-1.0, 1.0))
+        served, _ = prepare(load_source(model, None), Choices(**choices), print)
+        images = tf.TensorSpec((None, *served.graph.input_shape[1:]), tf.float32)
+        indices = tf.TensorSpec((None,), tf.int64)
+
+        @tf.function(input_signature=[images], autograph=False)
+        def answer(images):
+            return predict(served, images)
+
+        @tf.function(input_signature=[images, indices], autograph=False)
+        def explanation(images, class_index):
+            return explain(served, images, class_index)
+
+        return answer, explanation
+
+    return functions
+
+
+@pytest.fixture(scope="session")
 def colour(exported, classifier):
     """A model of colour images with three classes, its export and its signatures."""
     model = classifier()
-    return model, *exported(model, labels=["cat", "dog", "Kuh ü"], pixels=(-1.0, 1.0), most_pixels=100_000)
+    return model, *exported(model, labels=["cat", "two\nlines", "Kuh ü"], pixels=(-1.0, 1.0), most_pixels=100_000)
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,9 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
 from tfcausal.errors import InvalidArgument
-from tfcausal.export import Choices, exportable_methods
+from tfcausal.export import exportable_methods
 from tfcausal.models.inputs import read_image
 from tfcausal.saliency.registry import get_explainer
-from tfcausal.serving.signatures import explain, predict
-from tfcausal.serving.subject import load_source, prepare
 
 L = keras.layers
 IMAGES = np.random.default_rng(5).uniform(-1, 1, (8, 8, 6, 3)).astype(np.float32)
@@ -31,7 +29,7 @@ def test_a_nested_model_answers_and_explains_as_in_python(colour, count):
     logits = keras.Model(model.inputs, model.get_layer("logits").output).predict(images, verbose=0)
     np.testing.assert_allclose(answers["logits"], logits, atol=1e-6)
     np.testing.assert_array_equal(answers["class_index"], expected.argmax(axis=1))
-    names = np.array(["cat", "dog", "Kuh ü"])
+    names = np.array(["cat", "two lines", "Kuh ü"])
     assert [label.decode() for label in answers["label"].numpy()] == names[expected.argmax(axis=1)].tolist()
 
     indices = np.arange(count) % 4 - 1
@@ -72,24 +70,7 @@ def test_every_input_and_output_has_the_batch_first_whatever_it_is(colour):
             assert spec.shape[0] is None
 
 
-def asked(model, **choices):
-    """The signatures that take arrays, as the export makes them, without its files."""
-    served, _ = prepare(load_source(model, None), Choices(pixels=(-1.0, 1.0), **choices), print)
-    images = tf.TensorSpec((None, 8, 6, 3), tf.float32)
-    indices = tf.TensorSpec((None,), tf.int64)
-
-    @tf.function(input_signature=[images], autograph=False)
-    def answer(images):
-        return predict(served, images)
-
-    @tf.function(input_signature=[images, indices], autograph=False)
-    def explanation(images, class_index):
-        return explain(served, images, class_index)
-
-    return answer, explanation
-
-
-def test_a_head_of_one_logit_speaks_for_class_1(classifier):
+def test_a_head_of_one_logit_speaks_for_class_1(classifier, asked):
     model = classifier(units=1, activation="sigmoid", nested=False)
     logits = keras.Model(model.inputs, model.get_layer("logits").output)
     kernel, bias = model.get_layer("logits").get_weights()
@@ -112,7 +93,7 @@ def test_a_head_of_one_logit_speaks_for_class_1(classifier):
         asked(model, labels=["only"])
 
 
-def test_independent_labels(classifier):
+def test_independent_labels(classifier, asked):
     model = classifier(units=4, activation="sigmoid", nested=False)
     answer, explanation = asked(model)
     expected = model.predict(IMAGES, verbose=0)
@@ -126,7 +107,7 @@ def test_independent_labels(classifier):
 
 
 @pytest.mark.parametrize(("multi_label", "head"), [(None, tf.nn.softmax), (True, tf.sigmoid)])
-def test_models_that_give_logits(classifier, multi_label, head):
+def test_models_that_give_logits(classifier, asked, multi_label, head):
     model = classifier(units=4, activation=None, nested=False)
     answers = asked(model, multi_label=multi_label)[0](IMAGES)
     logits = model.predict(IMAGES, verbose=0)
@@ -145,7 +126,7 @@ OPTIONS = {
 @pytest.mark.parametrize(
     "method", [name for name in exportable_methods() if not name.startswith("lrp.") or name == "lrp.epsilon_gamma_box"]
 )
-def test_every_method_is_the_same_in_the_graph(classifier, method):
+def test_every_method_is_the_same_in_the_graph(classifier, asked, method):
     model = classifier(nested=False)
     options = OPTIONS.get(method, {})
     _, function = asked(model, method=method, options=options)
@@ -163,7 +144,7 @@ def test_every_method_is_the_same_in_the_graph(classifier, method):
 
 
 @pytest.mark.parametrize("method", ["wbp", "gradient", "grad_cam", "lrp.epsilon_plus"])
-def test_the_forward_pass_is_shared_by_map_and_answers(classifier, method):
+def test_the_forward_pass_is_shared_by_map_and_answers(classifier, asked, method):
     """A second one would make every request a third more expensive."""
     model = classifier(nested=False)
     explainer = get_explainer(method, model)
@@ -174,6 +155,41 @@ def test_the_forward_pass_is_shared_by_map_and_answers(classifier, method):
         for function in (alone, asked(model, method=method)[1])
     ]
     assert counts[0] == counts[1] > 0
+
+
+def test_mixed_precision_is_answered_in_float32(asked):
+    inputs = keras.Input((8, 6, 3))
+    policy = keras.DTypePolicy("mixed_bfloat16")
+    x = L.Conv2D(4, 3, activation="relu", dtype=policy)(inputs)
+    x = L.Dense(3, dtype=policy)(L.GlobalAveragePooling2D(dtype=policy)(x))
+    model = keras.Model(inputs, L.Activation("softmax", dtype="float32")(x))
+    given = asked(model)[1](IMAGES[:2], classes(0, 1))
+    assert given["map"].dtype == given["logits"].dtype == tf.float32
+    np.testing.assert_allclose(given["probabilities"], model.predict(IMAGES[:2], verbose=0), atol=1e-6)
+    np.testing.assert_allclose(given["map"], get_explainer("wbp", model)(IMAGES[:2], [0, 1]), atol=1e-5)
+
+
+def test_a_model_of_any_size_takes_images_of_any_size(asked):
+    inputs = keras.Input((None, None, 3))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(3, 3, activation="relu")(inputs))
+    model = keras.Model(inputs, L.Dense(2, activation="softmax")(x))
+    with pytest.raises(InvalidArgument, match="Use --size"):
+        asked(model)
+    _, explanation = asked(model, size=(9, 11))
+    for images in (IMAGES[:2], np.tile(IMAGES[:2], (1, 2, 3, 1))):
+        expected = get_explainer("wbp", model)(images, [0, 1])
+        np.testing.assert_allclose(explanation(images, classes(0, 1))["map"], expected, atol=1e-6)
+
+
+def test_one_of_several_outputs_is_chosen_by_an_option(asked):
+    inputs = keras.Input((8, 6, 3))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(4, 3)(inputs))
+    outputs = [L.Dense(2, name="colour")(x), L.Dense(4, activation="softmax", name="shape")(x)]
+    model = keras.Model(inputs, outputs)
+    answer, explanation = asked(model, options={"output": "shape"})
+    np.testing.assert_allclose(answer(IMAGES)["probabilities"], model.predict(IMAGES, verbose=0)[1], atol=1e-6)
+    maps = get_explainer("wbp", model, output="shape")(IMAGES, [3] * 8)
+    np.testing.assert_allclose(explanation(IMAGES, classes(*[3] * 8))["map"], maps, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from tfcausal.data.decoding import decode_image, to_shares
@@ -73,7 +74,7 @@ def probes(served: Served, explainer: Explainer, batch_sizes: Sequence[int], see
             (images, {names.IMAGES: images}, names.PREDICT, names.EXPLAIN),
             (decoded, {names.IMAGE_BYTES: files}, names.PREDICT_BYTES, names.EXPLAIN_BYTES),
         ):
-            answers = _answers(served, explainer, values)
+            answers = _answers(served, values)
             made.append(Probe(Request(predict, given), answers))
             asked = {**given, names.CLASS_INDEX: classes}
             made.append(Probe(Request(explain, asked), _explained(served, explainer, values, classes, answers)))
@@ -84,16 +85,16 @@ def probes(served: Served, explainer: Explainer, batch_sizes: Sequence[int], see
             expected = {
                 names.CONCEPT_EFFECTS: result.intervened[:, :, 0] - result.observed[:, None],
                 names.OBSERVED: result.observed,
-                names.PROBABILITIES: explainer.outputs(images),
+                names.PROBABILITIES: _outputs(served, images),
             }
             made.append(Probe(Request(signature, {names.IMAGES: images}), expected))
     return made
 
 
-def _answers(served: Served, explainer: Explainer, images: np.ndarray) -> dict[str, np.ndarray]:
+def _answers(served: Served, images: np.ndarray) -> dict[str, np.ndarray]:
     logits = np.asarray(served.graph.run(images)[served.graph.logits]).astype(np.float32)
     if served.graph.output != served.graph.logits:
-        probabilities = explainer.outputs(images)
+        probabilities = _outputs(served, images)
     elif served.head == "multi_class":
         powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
         probabilities = powers / powers.sum(axis=1, keepdims=True)
@@ -119,6 +120,14 @@ def _explained(
         names.LABEL: _labels(served, explained),
         names.MAP: explainer(images, np.zeros_like(classes) if binary else explained),
     }
+
+
+def _outputs(served: Served, images: np.ndarray) -> np.ndarray:
+    """What the model gives when it is called; of several outputs the one that is explained."""
+    graph, outputs = served.graph, served.model(images, training=False)
+    if not tf.is_tensor(outputs):
+        outputs = graph.run(images, until=graph.output)[graph.output]
+    return np.asarray(outputs).astype(np.float32)
 
 
 def _labels(served: Served, classes: np.ndarray) -> np.ndarray:

@@ -186,8 +186,10 @@ def _traced(model: keras.Model, function: Callable[..., Outputs], *signature: tf
 
 def _answers(served: Served, logits: tf.Tensor) -> Outputs:
     graph, wide = served.graph, tf.cast(logits, tf.float32)
-    if graph.output != graph.logits:
-        probabilities = tf.cast(graph.head(logits), tf.float32)
+    head = graph.producer(graph.output)
+    if graph.output != graph.logits and head is not None:
+        # As the layer itself computes it, in its own precision.
+        probabilities = tf.cast(head.run({graph.logits: logits}, training=False)[0], tf.float32)
     else:
         probabilities = tf.nn.softmax(wide) if served.head == "multi_class" else tf.sigmoid(wide)
     if served.head == "binary":
