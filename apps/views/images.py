@@ -12,7 +12,7 @@ import streamlit as st
 
 from tfcausal.browsing.image_table import SORTABLE, choose, order
 from tfcausal.browsing.overlays import Colours, sheet
-from tfcausal.browsing.stored_split import StoredSplit, split_names
+from tfcausal.browsing.stored_split import StoredSplit
 from tfcausal.saliency.registry import available_explainers
 from widgets import address, cached, export, frame, pictures
 from widgets.wording import plain
@@ -37,20 +37,11 @@ class View:
 
 
 def choose_view() -> View | None:
-    runs = frame.measured_runs()
-    if not runs:
-        return None
     places = st.columns(5, vertical_alignment="bottom")
-    with places[0]:
-        key = frame.choose_run(runs)
-    with places[1]:
-        names = split_names(cached.open_run(key))
-        split = cached.split(key, address.select("split", "Split", names, format_func=frame.spoken))
-    if not split.models:
-        st.info("No model was measured on this split.", icon=":material/info:")
+    chosen = frame.choose_model(places)
+    if chosen is None:
         return None
-    with places[2]:
-        model = address.select("model", "Model", split.models)
+    key, split, model = chosen
     with places[3]:
         methods = [entry.name for entry in available_explainers()]
         method = address.select(

@@ -7,7 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from tfcausal.browsing.overlays import Colours, sheet
-from tfcausal.browsing.stored_split import StoredSplit, split_names
+from tfcausal.browsing.stored_split import StoredSplit
 from tfcausal.errors import RunError, TfCausalError
 from tfcausal.figures import outlined
 from tfcausal.saliency.registry import available_explainers
@@ -16,25 +16,6 @@ from widgets.wording import plain
 
 ABOUT = "One image under several methods and models: what speaks for a class, and how much of the answer that explains."
 PREDICTED = "predicted"
-
-
-def step(names: tuple[str, ...], position: int) -> None:
-    address.change("image", names[position])
-
-
-def choose_image(split: StoredSplit) -> int:
-    places = st.columns([1, 4, 1], vertical_alignment="bottom")
-    with places[1]:
-        name = address.text("image", "Image", split.names[0], help="Its name, as on the page Images.")
-    position = split.find(name)
-    settings = {"width": "stretch", "on_click": step}
-    places[0].button(
-        "Previous", icon=":material/chevron_left:", disabled=position == 0, args=(split.names, position - 1), **settings
-    )
-    last = position == len(split) - 1
-    after = 0 if last else position + 1
-    places[2].button("Next", icon=":material/chevron_right:", disabled=last, args=(split.names, after), **settings)
-    return position
 
 
 def show_facts(split: StoredSplit, tables: dict[str, pd.DataFrame], position: int) -> None:
@@ -156,25 +137,16 @@ def _works(key: cached.Run, split: StoredSplit, model: str, method: str, positio
 
 
 def show() -> None:
-    runs = frame.measured_runs()
-    if not runs:
-        return
     places = st.columns(4, vertical_alignment="bottom")
-    with places[0]:
-        key = frame.choose_run(runs)
-    with places[1]:
-        names = split_names(cached.open_run(key))
-        split = cached.split(key, address.select("split", "Split", names, format_func=frame.spoken))
-    if not split.models:
-        st.info("No model was measured on this split.", icon=":material/info:")
+    chosen = frame.choose_model(places)
+    if chosen is None:
         return
-    with places[2]:
-        model = address.select("model", "Model", split.models)
+    key, split, model = chosen
     with places[3]:
         others = [name for name in split.models if name != model]
         beside = address.optional("beside", "Beside it", others, nothing="no other model")
     models = [model] if beside is None else [model, beside]
-    position = choose_image(split)
+    position = frame.choose_image(split)
     tables = {name: cached.table(key, split.name, name) for name in models}
     show_facts(split, tables, position)
     if not split.has_images:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import streamlit as st
 
 from tfcausal.browsing.runs import RunSummary
+from tfcausal.browsing.stored_split import StoredSplit, split_names
 from tfcausal.errors import TfCausalError
 from widgets import address, cached
 from widgets.wording import plain
@@ -73,6 +74,46 @@ def choose_run(runs: list[RunSummary], name: str = "run", label: str = "Run") ->
         format_func=lambda run: run if states[run] == "complete" else f"{run} ({states[run]})",
     )
     return cached.run_key(chosen)
+
+
+def choose_model(places: Sequence[AbstractContextManager]) -> tuple[cached.Run, StoredSplit, str] | None:
+    """Let the user choose a run, a split of it and a model that was measured on it; says so if there is none.
+
+    Args:
+        places: Where the three widgets go.
+    """
+    runs = measured_runs()
+    if not runs:
+        return None
+    with places[0]:
+        key = choose_run(runs)
+    with places[1]:
+        names = split_names(cached.open_run(key))
+        split = cached.split(key, address.select("split", "Split", names, format_func=spoken))
+    if not split.models:
+        st.info("No model was measured on this split.", icon=":material/info:")
+        return None
+    with places[2]:
+        return key, split, address.select("model", "Model", split.models)
+
+
+def choose_image(split: StoredSplit) -> int:
+    """Let the user choose an image by its name, or the one before or behind it; gives its position.
+
+    Args:
+        split: The split that it is in.
+    """
+    places = st.columns([1, 4, 1], vertical_alignment="bottom")
+    with places[1]:
+        name = address.text("image", "Image", split.names[0], help="Its name, as on the page Images.")
+    position, last = split.find(name), len(split) - 1
+    for place, label, icon, there in (
+        (places[0], "Previous", ":material/chevron_left:", max(position - 1, 0)),
+        (places[2], "Next", ":material/chevron_right:", min(position + 1, last)),
+    ):
+        settings = {"width": "stretch", "on_click": address.change, "args": ("image", split.names[there])}
+        place.button(label, icon=icon, disabled=there == position, **settings)
+    return position
 
 
 def spoken(name: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from tfcausal.browsing.effect_state import measure_command, measured_models, unfinished_models, what_to_do
 from tfcausal.browsing.effect_words import effect_unit
+from tfcausal.browsing.reading import reading
 from tfcausal.config_errors import closest
 from tfcausal.effects.store import EffectStore
 from tfcausal.effects.table import DETECTION, ParquetTable, as_frame
-from tfcausal.errors import InvalidArgument, RunError, TfCausalError, message
+from tfcausal.errors import InvalidArgument, RunError, message
 from tfcausal.runs import RunDirectory
 
 if TYPE_CHECKING:
@@ -240,18 +241,9 @@ class StoredEffects:
         with self.reading(path):
             return ParquetTable(path, DETECTION).read(model=self.model)
 
-    @contextmanager
-    def reading(self, path: Path) -> Iterator[None]:
+    def reading(self, path: Path) -> AbstractContextManager[None]:
         """Name a file that cannot be read, with what to do; for what reads other files of these effects."""
-        try:
-            yield
-        except TfCausalError:
-            raise
-        except Exception as error:  # whatever JSON, Arrow, zarr and the system meet in what is damaged or gone
-            if not self.store.root.exists():
-                raise RunError(f"{self.store.root} is gone: the run was deleted or moved.") from None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise RunError(f"{path}: cannot be read ({reason}). {self.remedy}") from error
+        return reading(path, self.remedy, root=self.store.root)
 
     @property
     def _table_path(self) -> Path:

@@ -9,14 +9,15 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tfcausal.browsing.reading import reading
 from tfcausal.config import RunConfig
-from tfcausal.errors import InvalidArgument, RunError, TfCausalError, message
+from tfcausal.errors import InvalidArgument, TfCausalError, message
 from tfcausal.runs import RunDirectory, Status
 
 if TYPE_CHECKING:
@@ -312,15 +313,6 @@ def _changed(path: Path) -> int:
         return 0
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except TfCausalError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        if not path.exists():
-            raise RunError(f"{path} is gone: the run was deleted or moved.") from None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        remedy = "Remove the run's directory and run again."
-        raise RunError(f"{path}: cannot be read ({reason}). {remedy}") from error
+def _reading(path: Path) -> AbstractContextManager[None]:
+    kinds = (OSError, ValueError, LookupError, TypeError, AttributeError)
+    return reading(path, "Remove the run's directory and run again.", kinds)

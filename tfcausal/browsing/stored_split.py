@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfcausal.browsing.maps import attention, from_codes
+from tfcausal.browsing.reading import reading
 from tfcausal.config_errors import closest
-from tfcausal.errors import InvalidArgument, RunError, TfCausalError, message
+from tfcausal.errors import InvalidArgument, RunError, message
 from tfcausal.runs import RunDirectory
 
 _BLOCK = 1024  # images whose maps or answers are in memory at once
@@ -206,7 +205,7 @@ class StoredSplit:
         return values
 
     def _reading(self) -> Any:
-        return _reading(self.path)
+        return reading(self.path, _REMEDY)
 
     def _error(self, reason: str) -> RunError:
         return RunError(f"{self.path}: {reason} ({self.name}). {_REMEDY}")
@@ -223,7 +222,7 @@ def split_names(run: RunDirectory) -> tuple[str, ...]:
     """
     if not run.maps_path.is_dir():
         raise RunError(f"{run.path} has measured no images yet; go on with it: `tfcausal run --resume {run.path}`.")
-    with _reading(run.maps_path):
+    with reading(run.maps_path, _REMEDY):
         import zarr
 
         names = sorted(zarr.open_group(run.maps_path, path="splits", mode="r").group_keys())
@@ -234,16 +233,3 @@ def split_names(run: RunDirectory) -> tuple[str, ...]:
 def _pair(values: Any) -> tuple[float, float]:
     low, high = values
     return float(low), float(high)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except TfCausalError:
-        raise
-    except Exception as error:  # whatever zarr, its codecs and the system meet in a store that is damaged or gone
-        if not path.exists():
-            raise RunError(f"{path} is gone: the run was deleted or moved.") from None
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise RunError(f"{path}: cannot be read ({reason}). {_REMEDY}") from error
