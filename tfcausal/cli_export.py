@@ -107,7 +107,8 @@ def export(
 
         tf.config.list_logical_devices()  # the start-up messages of the devices come now
         tf.get_logger().setLevel("ERROR")
-    choices = Choices(method, chosen, names, pixels, size, multi_label, most_pixels or MOST_PIXELS)
+    most = MOST_PIXELS if most_pixels is None else most_pixels
+    choices = Choices(method, chosen, names, pixels, size, multi_label, most)
     stated = {} if intended_use is None else {"intended_use": intended_use}
     export = export_model(
         source, choices, model=model, output=output, name=name, version=version, check=check, say=say, **stated

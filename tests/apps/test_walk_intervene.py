@@ -2,11 +2,10 @@
 
 IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
 DRAWN = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-OTHER = "old => (document.querySelector('[data-testid=stAlert]')?.innerText ?? old) != old"
 
 
 def settle(page):
-    """Wait until the page is drawn, and refuse it if anything in it went wrong; gives what happened in words."""
+    """Wait until the page is drawn, and refuse it if anything in it went wrong."""
     page.get_by_role("heading", name="Intervene", exact=True, level=1).wait_for()
     page.get_by_test_id("stAlert").first.wait_for()
     for _ in range(2):  # a click takes a moment to reach the server
@@ -14,13 +13,18 @@ def settle(page):
         page.wait_for_function(f"{IDLE} && {DRAWN}")
     assert page.get_by_test_id("stException").count() == 0
     assert page.get_by_test_id("stAlertContentError").all_inner_texts() == []
-    return page.get_by_test_id("stAlert").first.inner_text()
 
 
-def changed(page, told):
-    """Wait until something else happened than what was told."""
-    page.wait_for_function(OTHER, arg=told)
-    return settle(page)
+def told(page, text):
+    """Wait until the sentence says so, and the page is drawn; gives the sentence without its icon."""
+    page.get_by_test_id("stAlert").filter(has_text=text).first.wait_for()
+    settle(page)
+    return page.get_by_test_id("stAlert").filter(has_text=text).first.inner_text().splitlines()[-1]
+
+
+def linked(page, text, count=1):
+    """Wait until the link has a text so many times."""
+    page.wait_for_function(f"location.search.split({text!r}).length == {count + 1}")
 
 
 def drag(page, first, last):
@@ -38,68 +42,65 @@ def drag(page, first, last):
     page.mouse.up()
 
 
-def pictures(page):
+def pictures(page, *awaited):
+    for alt in awaited:  # the sentence is drawn before the pictures
+        page.locator(f"img[alt='{alt}']").wait_for(state="attached")
     return page.get_by_test_id("stMain").locator("img").evaluate_all("all => all.map(image => [image.alt, image.src])")
 
 
 def test_a_region_is_masked_with_the_mouse_and_with_the_keyboard(server, page):
     page.goto(f"{server}/intervene?run=small&model=plain")
-    told = settle(page)
-    assert "Nothing is done yet" in told
-    before = dict(pictures(page))
-    told = (drag(page, (4, 4), (20, 16)), changed(page, told))[1]
-    assert "Masked 33.3% of the picture" in told
-    assert "region=box%2C4%2C4%2C20%2C16" in page.url
-    after = dict(pictures(page))
-    assert after["The picture as it was"] == before["The picture as it was"]
+    told(page, "Nothing is done yet")
+    before = dict(pictures(page, "The picture as it was", "The picture after: nothing is done to it"))
+    drag(page, (4, 4), (20, 16))
+    told(page, "Masked 33.3% of the picture")
+    linked(page, "region=box%2C4%2C4%2C20%2C16")
     masked = "The picture after: masked 33.3% of the picture"
+    after = dict(pictures(page, masked))
+    assert after["The picture as it was"] == before["The picture as it was"]
     assert after[masked] != before["The picture after: nothing is done to it"]
     bars = page.locator(".js-plotly-plot .bars path")
     bars.first.wait_for(state="attached")
     assert bars.count() == 10
 
-    told = (drag(page, (1, 18), (6, 23)), changed(page, told))[1]
-    assert "Masked 37.7%" in told
+    drag(page, (1, 18), (6, 23))
+    told(page, "Masked 37.7%")
     bottom = page.get_by_role("spinbutton", name="Bottom")
     bottom.fill("21")
     bottom.press("Enter")
-    told = changed(page, told)
-    assert "Masked 35.9%" in told
+    sentence = told(page, "Masked 35.9%")
+    linked(page, "region=", count=2)
+    linked(page, "region=box%2C1%2C18%2C6%2C21")
     view = page.url
-    assert view.count("region=") == 2
-    assert "region=box%2C1%2C18%2C6%2C21" in view
     page.reload()
-    assert settle(page) == told
+    assert told(page, "Masked 35.9%") == sentence
     assert page.url == view
 
     page.get_by_role("radio", name="brush", exact=True).click()
     settle(page)
-    told = (drag(page, (21, 4), (22, 20)), changed(page, told))[1]
-    assert "region=brush%2C" in page.url
-    page.get_by_role("button", name="Remove it").click()
-    told = changed(page, told)
-    assert "Masked 35.9%" in told
+    drag(page, (21, 4), (22, 20))
+    linked(page, "region=brush%2C")
     settle(page)
-    assert page.url.count("region=") == 2
+    page.get_by_role("button", name="Remove it").click()
+    told(page, "Masked 35.9%")
+    linked(page, "region=", count=2)
 
 
 def test_an_attack_is_made_and_a_concept_taken_away(server, page):
     page.goto(f"{server}/intervene?run=small&model=plain")
-    told = settle(page)
+    told(page, "Nothing is done yet")
     page.get_by_role("radio", name="attack", exact=True).click()
-    told = changed(page, told)
-    assert "Attacked by FGSM with strength 0.05" in told
+    told(page, "Attacked by FGSM with strength 0.05")
     strength = page.get_by_role("slider", name="Strength").first
     strength.focus()
     strength.press("ArrowRight")
-    told = changed(page, told)
-    assert "strength 0.055" in told
+    told(page, "strength 0.055")
     box = page.get_by_role("combobox", name="Set concepts to zero")
     box.click()
     box.fill("block2_conv")
     page.get_by_role("option", name="block2_conv: channels").click()
-    told = changed(page, told)
-    assert "of block2_conv to zero" in told
+    sentence = told(page, "of block2_conv to zero")
+    page.locator("img[alt^='Where concept ']").first.wait_for(state="attached")
     names = [alt for alt, _ in pictures(page)]
     assert any(name.startswith("What the attack added") for name in names)
     assert any(name.startswith("Where concept ") for name in names)
@@ -107,4 +108,4 @@ def test_an_attack_is_made_and_a_concept_taken_away(server, page):
         page.get_by_role("button", name="CSV").click()
     assert table.value.path().read_text(encoding="utf-8").splitlines()[0] == "class,before,after,effect"
     page.goto(page.url)
-    assert settle(page) == told
+    assert told(page, "of block2_conv to zero") == sentence

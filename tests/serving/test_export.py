@@ -353,6 +353,18 @@ def test_bad_choices_are_errors_before_anything_is_written(classifier, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_concepts_of_an_earlier_model_are_left_out_and_it_says_so(small_effects, tmp_path):
+    path = shutil.copytree(small_effects, tmp_path / "run")
+    shutil.copyfile(path / "models/plain/model.keras", path / "models/cfcn/model.keras")
+    said = []
+    _, levels = prepare(load_source(path, "cfcn"), Choices(), said.append)
+    assert levels == []
+    assert len(said) == 1
+    assert "were learned before the model changed: they are left out" in said[0]
+    assert len(prepare(load_source(path, "plain"), Choices(), said.append)[1]) == 2
+    assert len(said) == 1
+
+
 def test_models_of_other_inputs_are_refused(tmp_path):
     inputs = [keras.Input((8, 6, 3)), keras.Input((8, 6, 3))]
     two = keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(L.Add()(inputs))))

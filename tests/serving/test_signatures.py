@@ -74,9 +74,8 @@ def test_a_head_of_one_logit_speaks_for_class_1(classifier, asked):
     model = classifier(units=1, activation="sigmoid", nested=False)
     logits = keras.Model(model.inputs, model.get_layer("logits").output)
     kernel, bias = model.get_layer("logits").get_weights()
-    model.get_layer("logits").set_weights(
-        [kernel, bias - np.median(logits.predict(IMAGES, verbose=0))]
-    )  # some of each class
+    middle = np.median(logits.predict(IMAGES, verbose=0))
+    model.get_layer("logits").set_weights([kernel, bias - middle])  # some of each class
     answer, explanation = asked(model, labels=["no", "yes"])
     expected = model.predict(IMAGES, verbose=0)
     answers = answer(IMAGES)

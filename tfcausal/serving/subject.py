@@ -11,6 +11,7 @@ import keras
 
 from tfcausal.browsing.concept_levels import Level, learned_levels, load_autoencoder
 from tfcausal.effects.concepts import ConceptAutoencoder
+from tfcausal.effects.store import EffectStore
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
 from tfcausal.graph import OperationGraph
 from tfcausal.models.base import CausalClassifier
@@ -155,7 +156,7 @@ def prepare(source: Source, choices: Choices, say: Say) -> tuple[Served, list[Se
     pixels = pixel_range(choices.pixels, source.loaded, graph, say)
     head = head_of(graph, _multi_label(model, choices.multi_label))
     labels = _labels(choices.labels or source.loaded.class_names, graph.num_classes, head)
-    levels = _levels(source, options)
+    levels = _levels(source, options, say)
     explainer = make_explainer(model, choices, pixels)
     concepts = {level.signature: level.autoencoder for level in levels}
     return Served(model, graph, explainer, head, labels, pixels, shape, most, concepts), levels
@@ -187,7 +188,7 @@ def _labels(given: Sequence[str] | None, classes: int, head: Head) -> tuple[str,
     return tuple(" ".join(label.encode("utf-8", "backslashreplace").decode().split()) for label in given)
 
 
-def _levels(source: Source, options: Mapping[str, Any]) -> list[ServedLevel]:
+def _levels(source: Source, options: Mapping[str, Any], say: Say) -> list[ServedLevel]:
     """The learned concepts of a run, the level next to the answer last."""
     if source.run is None or options.get("output") is not None:
         return []
@@ -196,6 +197,9 @@ def _levels(source: Source, options: Mapping[str, Any]) -> list[ServedLevel]:
         for level in learned_levels(source.run, source.model)
         if level.autoencoder is not None
     ]
+    measured = EffectStore(source.run.path, source.model).folder / "levels"
+    if not found and measured.is_dir():
+        say(f"The concepts in {measured} are damaged, or were learned before the model changed: they are left out.")
     found.sort(key=lambda pair: -pair[1].downstream.operations)
     several = len(found) > 1
     return [
