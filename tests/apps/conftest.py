@@ -170,7 +170,7 @@ def chromium(browser_program):
 def page(chromium):
     """A page of the browser, with nothing in it."""
     with chromium.new_context(viewport={"width": 1400, "height": 1000}) as context:
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(150_000)
         yield context.new_page()
 
 
