@@ -7,7 +7,7 @@ on the PATH, else the one that Playwright has downloaded. Where there is none:
   `playwright install --with-deps chromium` where that package is only a pointer to a snap, as on Ubuntu;
 - elsewhere: `playwright install chromium`, which downloads one into the user's cache.
 
-`make test` calls it with `--if-possible`: it does nothing elsewhere, and leaves it to the tests to say what failed.
+`make test` calls it before the tests.
 """
 
 from __future__ import annotations
@@ -46,14 +46,11 @@ def can_use_apt() -> bool:
     return shutil.which("apt-get") is not None and _as_root() is not None
 
 
-def install(only_if_possible: bool = False) -> str:
+def install() -> str:
     """Install the browser; says what it does.
 
-    Args:
-        only_if_possible: Whether to leave it where apt-get or the rights to use it are missing.
-
     Returns:
-        The browser's program; empty if it was left.
+        The browser's program.
 
     Raises:
         subprocess.CalledProcessError: An installer has failed.
@@ -66,12 +63,6 @@ def install(only_if_possible: bool = False) -> str:
         subprocess.run([*apt, "install", "--quiet", "--yes", "--no-install-recommends", *PACKAGES], check=True)
         if find() is None:
             _download("--with-deps")
-    elif only_if_possible:
-        print("There is no browser for the walks through the explorer, and no right to use apt-get: they are left out.")
-        print(
-            "`make browser` downloads one into your cache (playwright install chromium); CHROMIUM=/path names another."
-        )
-        return ""
     else:
         _download()
     found = find()
@@ -82,14 +73,11 @@ def install(only_if_possible: bool = False) -> str:
 
 def main() -> None:
     """Find the browser, or install it."""
-    only_if_possible = "--if-possible" in sys.argv[1:]
     try:
-        found = find() or install(only_if_possible)
+        found = find() or install()
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        sys.exit(0 if only_if_possible else 1)
-    if found:
-        print(f"The browser of the explorer's tests: {found}")
+        sys.exit(str(error))
+    print(f"The browser of the explorer's tests: {found}")
 
 
 def _download(*options: str) -> None:

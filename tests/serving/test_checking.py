@@ -43,6 +43,7 @@ def test_every_difference_is_found(colour, questions):
         ("serving_default", "probabilities"): lambda values: values + 2e-5,
         ("explain", "map"): lambda values: values.sum(axis=-1, keepdims=True),
         ("explain", "logits"): lambda values: values * 1.001,
+        ("explain_image_bytes", "map"): lambda values: values * 1.0001,
         ("explain_image_bytes", "label"): lambda values: np.array([b"cow"] * len(values)),
         ("explain_image_bytes", "class_index"): lambda values: values + 1,
     }
@@ -62,9 +63,13 @@ def test_every_difference_is_found(colour, questions):
     assert found["serving_default", "probabilities"].differences[3] == pytest.approx(2e-5, rel=0.1)
 
 
-def test_differences_are_shares_of_large_magnitudes_alone():
-    assert difference(np.array([100.001]), np.array([100.0])) == pytest.approx(1e-5)
+def test_differences_are_shares_of_large_magnitudes_and_in_maps_of_all():
+    assert difference(np.array([[100.001, 0.0]]), np.array([[100.0, 0.0]])) == pytest.approx(1e-5)
     assert difference(np.array([0.001]), np.array([0.0])) == pytest.approx(1e-3)
+    assert difference(np.array([[2e-7], [100.0]]), np.array([[1e-7], [100.0]]), floor=0.0) == pytest.approx(1.0)
+    assert difference(np.array([[0.0]]), np.array([[0.0]]), floor=0.0) == 0.0
+    assert difference(np.array([[1e-9]]), np.array([[0.0]]), floor=0.0) == np.inf
+    assert np.isnan(difference(np.array([[np.nan]]), np.array([[np.nan]])))
     assert np.isnan(difference(None, np.array([0.0])))
     assert not checking.Comparison("explain", "map", {1: float("nan")}).same
     assert checking.Comparison("explain", "map", {1: 1e-5}).same

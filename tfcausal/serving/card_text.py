@@ -122,7 +122,7 @@ def _comparison(compared: Any) -> list[str]:
     sizes = ", ".join(map(str, compared["batch_sizes"]))
     return [
         f"In a process without tfcausal and Keras, batches of {sizes}: largest difference {compared['largest']:.1e} of "
-        f"{compared['tolerance']:.0e} allowed."
+        f"{compared['tolerance']:.0e} allowed (of maps, and of what is above 1, as a share of the largest magnitude)."
     ]
 
 

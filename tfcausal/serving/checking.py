@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from tfcausal.errors import TfCausalError
-from tfcausal.serving import clean_process
+from tfcausal.serving import clean_process, names
 from tfcausal.serving.probes import Probe
 
 BATCH_SIZES = (1, 3, 8)
 """Images of the questions."""
 TOLERANCE = 1e-5
-"""Largest difference, as a share of the largest magnitude where that is above 1."""
+"""Largest difference, by the measure of :func:`difference`."""
 _SECONDS = 1800
 
 
@@ -64,33 +64,43 @@ def compare(folder: Path, probes: Sequence[Probe]) -> list[Comparison]:
         signature = probe.request.signature
         for name, expected in probe.expected.items():
             answer = given.get(f"{number}/{signature}/{name}")
-            found.setdefault((signature, name), {})[probe.count] = difference(answer, expected)
+            of_map = name == names.MAP
+            found.setdefault((signature, name), {})[probe.count] = difference(answer, expected, 0.0 if of_map else 1.0)
     unasked = set(given["signatures"].tolist()) - {signature for signature, _ in found}
     found.update({(signature, "not compared"): {0: np.nan} for signature in sorted(unasked)})
     return [Comparison(*key, differences) for key, differences in found.items()]
 
 
-def difference(answer: np.ndarray | None, expected: np.ndarray) -> float:
+def difference(answer: np.ndarray | None, expected: np.ndarray, floor: float = 1.0) -> float:
     """How far two arrays are from each other.
 
+    A probability is compared as it is. A logit of 100 has no digits below 1e-5 in float32: above 1, a difference is a
+    share. The values of a map can all be far below 1e-5: with a floor of 0, its differences always are shares.
+
     Args:
-        answer: What was given; None for nothing.
+        answer: What was given, (N, ...); None for nothing.
         expected: What was expected.
+        floor: Differences are shares of the largest magnitude in the same sample, or of this where that is larger.
 
     Returns:
-        Of numbers the largest difference, as a share of the largest magnitude where that is above 1; of integers and
-        texts the share that is not equal; NaN for another shape.
+        Of numbers the largest difference over the samples; of integers and texts the share that is not equal; NaN for
+        another shape.
 
     Example:
-        >>> difference(np.array([1.0, 4.0]), np.array([1.0, 2.0])), difference(np.array([1, 4]), np.array([1, 2]))
+        >>> difference(np.array([[1.0, 4.0]]), np.array([[1.0, 2.0]])), difference(np.array([1, 4]), np.array([1, 2]))
         (1.0, 0.5)
+        >>> difference(np.array([[2e-9, 0.0]]), np.array([[1e-9, 0.0]]), floor=0.0)
+        1.0
     """
     if answer is None or answer.shape != expected.shape:
         return float("nan")
     if expected.dtype.kind != "f":
         return float((answer != expected).mean())
-    scale = max(1.0, float(np.abs(expected).max()))
-    return float(np.abs(answer.astype(np.float64) - expected).max()) / scale
+    expected = expected.astype(np.float64).reshape(len(expected), -1)
+    apart = np.abs(answer.reshape(expected.shape) - expected).max(axis=1)
+    scale = np.maximum(np.abs(expected).max(axis=1), floor)
+    with np.errstate(divide="ignore"):
+        return float(np.divide(apart, scale, out=np.zeros_like(apart), where=apart != 0).max())
 
 
 def _asked(folder: Path, probes: Sequence[Probe]) -> dict[str, np.ndarray]:
