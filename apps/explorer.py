@@ -14,6 +14,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from widgets import address, cached, keras_state
 
+address.note_run()
 PAGES = [
     st.Page("views/runs.py", title="Runs", icon=":material/list:", url_path="runs", default=True),
     st.Page("views/images.py", title="Images", icon=":material/grid_view:", url_path="images"),

@@ -146,7 +146,8 @@ def main() -> None:
             page = browser.new_page(viewport=SIZE)
             for name in arguments.pages or pages:
                 title, parameters, act = pages[name]
-                page.goto(f"{address}/{name}?{urlencode(parameters)}")
+                path = "" if title == "Runs" else name  # the first page has none of its own
+                page.goto(f"{address}/{path}?{urlencode(parameters)}")
                 settle(page, title)
                 act(page)
                 settle(page, title)

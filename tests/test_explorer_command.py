@@ -1,11 +1,8 @@
-import os
 import signal
 import socket
-import subprocess
-import sys
-import time
 import tomllib
 import urllib.request
+from http.client import HTTPException
 from importlib import util
 from pathlib import Path
 
@@ -28,40 +25,21 @@ def taken():
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_the_command_serves_the_explorer_from_any_folder_on_this_machine_only(command, tmp_path, ending):
+def test_the_command_serves_the_explorer_from_any_folder_on_this_machine_only(serving, tmp_path, ending):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # A process that was started in the background of a shell ignores SIGINT, and hands that on to its children.
-    listening = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", listening, *command, "explore", "nowhere", "--port", str(port), "--no-browser"],
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    try:
-        deadline = time.monotonic() + 90
-        lines = []
-        while not any("explorer shows" in line for line in lines):
-            assert time.monotonic() < deadline
-            assert process.poll() is None, lines
-            lines.append(process.stderr.readline())
+    words = ("explore", "nowhere", "--port", str(port), "--no-browser")
+    with serving("explorer shows", *words, cwd=tmp_path, ending=ending) as (process, lines):
         assert f"http://localhost:{port}/" in lines[-1]
         assert "There are no runs in nowhere yet: `tfcausal run " in lines[0]
-        with urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=10) as answer:
-            assert answer.status == 200
+        for check in ("health", "script-health-check"):
+            with urllib.request.urlopen(f"http://localhost:{port}/_stcore/{check}", timeout=30) as answer:
+                assert (answer.status, answer.read()) == (200, b"ok")
         tables = [Path(f"/proc/net/tcp{version}") for version in ("", "6")]
         rows = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
         hosts = {row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
         assert hosts <= {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1 and ::1
-    finally:
-        process.send_signal(ending)
-        process.communicate(timeout=30)
     assert process.returncode == 0
     with pytest.raises(OSError, match=r"refused|errno"):
         urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=5)
@@ -104,6 +82,25 @@ def started(monkeypatch):
     monkeypatch.setattr(explorer_command, "_wait_for", lambda server, url: None)
     monkeypatch.delenv("TFCAUSAL_MODEL", raising=False)
     return found
+
+
+@pytest.mark.parametrize("failure", [None, HTTPException("odd answer"), TimeoutError()])
+def test_the_first_page_is_made_once_before_the_address_is_said_and_may_fail(started, monkeypatch, tmp_path, failure):
+    happened = []
+
+    def ask(url, seconds):
+        happened.append(url)
+        if failure is not None and "script" in url:
+            raise failure
+
+    monkeypatch.setattr(explorer_command, "_ask", ask)
+    monkeypatch.setattr(explorer_command, "_wait_for", lambda server, url: ask(url, 1.0))
+    assert explore(tmp_path, port=47813, browser=False, say=happened.append) == 0
+    *asked, said = happened
+    assert asked == [f"http://localhost:47813/_stcore/{name}" for name in ("health", "script-health-check")]
+    assert "at http://localhost:47813/ " in said
+    ((words, _),) = started
+    assert words[words.index("--server.scriptHealthCheckEnabled") + 1] == "true"
 
 
 def test_a_model_file_is_handed_over_in_the_environment_and_opens_its_page(started, tmp_path, monkeypatch):

@@ -10,10 +10,11 @@ import sys
 import sysconfig
 import threading
 import time
-import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ STARTED_VARIABLE = "TFCAUSAL_STARTED_IN"
 DEFAULT_PORT = 8501
 _PORTS_TRIED = 50
 _SECONDS_TO_START = 60.0
-_NEEDED = ("streamlit", "plotly", "streamlit_drawable_canvas", "streamlit_image_coordinates")
+_SECONDS_TO_PREPARE = 60.0
+_NEEDED = ("streamlit", "plotly", "streamlit_drawable_canvas")
 
 
 def explorer_root() -> Path:
@@ -136,7 +138,7 @@ def explore(
     chosen = _free_port(address) if port is None else _checked_port(port, address)
     root = explorer_root()
     words = ["run", str(root / "apps" / "explorer.py"), "--server.port", str(chosen), "--server.headless", "true"]
-    words += ["--server.address", address]
+    words += ["--server.address", address, "--server.scriptHealthCheckEnabled", "true"]
     if address not in ("localhost", "127.0.0.1", "::1"):
         words += ["--server.allowedHosts", "*"]
     environment = {**os.environ, RUNS_VARIABLE: str(runs.resolve()), STARTED_VARIABLE: str(Path.cwd())}
@@ -151,6 +153,7 @@ def explore(
     before = _interrupted_by(signal.SIGTERM)
     try:
         _wait_for(server, f"{server_url}/_stcore/health")
+        _prepare(f"{server_url}/_stcore/script-health-check")
         url = f"{server_url}/{page}"
         what = f"The explorer shows {model or runs}" if masks is None else f"Draw masks for {masks}"
         say(f"{what} at {url} (end it with Ctrl+C)")
@@ -176,16 +179,28 @@ def _interrupted_by(number: signal.Signals) -> Any:
 
 def _wait_for(server: subprocess.Popen[bytes], url: str) -> None:
     end = time.monotonic() + _SECONDS_TO_START
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < end:
         if server.poll() is not None:
             raise RunError(f"The explorer ended while it started, with exit code {server.returncode}; see above.")
         try:
-            with direct.open(url, timeout=1.0):
-                return
-        except (OSError, urllib.error.URLError):
+            _ask(url, 1.0)
+        except (OSError, HTTPException):
             time.sleep(0.05)
+        else:
+            return
     raise RunError(f"The explorer does not answer at {url} after {_SECONDS_TO_START:.0f} seconds.")
+
+
+def _prepare(url: str) -> None:
+    """Have the server draw the first page once, for nobody, so that its imports are done when somebody looks."""
+    with suppress(OSError, HTTPException):  # then the first page takes longer
+        _ask(url, _SECONDS_TO_PREPARE)
+
+
+def _ask(url: str, seconds: float) -> None:
+    """Read an address of this machine, past any proxy."""
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=seconds) as answer:
+        answer.read()
 
 
 def _free_port(address: str) -> int:

@@ -15,7 +15,7 @@ from widgets.wording import plain
 ABOUT = (
     "Runs side by side: what they measured, how they trained, and the images on which two of their models differ most."
 )
-CHANGES = {"answer": "answer", "attention": "attention"}
+CHANGES = ["answer", "attention"]
 PER_PAGE = 8
 MOST_RUNS = 6
 
@@ -28,6 +28,8 @@ def show_measures(keys: dict[str, cached.Run]) -> pd.DataFrame:
     if not tables:
         return pd.DataFrame()
     every = pd.concat(tables, ignore_index=True)
+    if every.empty:
+        return every
     splits = [name for name in dict.fromkeys(every["split"]) if "+" not in name]
     default = "test_shuffled" if "test_shuffled" in splits else "test"
     split = address.segments("table", "Split of the table", splits, default, format_func=frame.spoken)
@@ -78,8 +80,10 @@ def show_curves(keys: dict[str, cached.Run]) -> None:
             charts.curves(lines, "share of pixels deleted", "mean probability", alt, "deletions", zero_to_one=True)
 
 
-def choose_models(keys: dict[str, cached.Run], splits: dict[str, StoredSplit]) -> list[tuple[str, str]]:
-    options = [f"{name}: {model}" for name in keys for model in splits[name].models]
+def choose_models(splits: dict[str, StoredSplit]) -> list[tuple[str, str]]:
+    options = [f"{name}: {model}" for name, split in splits.items() for model in split.models]
+    if not options:
+        return []
     places, chosen = st.columns(2), []
     for place, name, label, default in zip(
         places, ("first", "second"), ("First model", "Second model"), (options[0], options[-1]), strict=True
@@ -104,13 +108,14 @@ def show_changes(keys: dict[str, cached.Run]) -> tuple[pd.DataFrame, list[np.nda
         return nothing
     split_name = address.segments("split", "Split of the images", common, format_func=frame.spoken)
     splits = {name: cached.split(key, split_name) for name, (key, _) in usable.items()}
-    (run, model), (other_run, other) = choose_models({name: keys[name] for name in usable}, splits)
-    if (run, model) == (other_run, other):
+    chosen = choose_models(splits)
+    if len(set(chosen)) < 2:
         st.info("Choose two different models to see on which images they differ.", icon=":material/info:")
         return nothing
+    (run, model), (other_run, other) = chosen
     places = st.columns([2, 2, 3], vertical_alignment="bottom")
     with places[0]:
-        kind = address.segments("change", "Changed most", list(CHANGES))
+        kind = address.segments("change", "Changed most", CHANGES)
     with places[1]:
         colours: Colours = address.segments("colours", "Colours", ["signed", "positive"])
     with places[2]:
@@ -133,10 +138,11 @@ def show_changes(keys: dict[str, cached.Run]) -> tuple[pd.DataFrame, list[np.nda
             both = np.concatenate([drawn[0][at], np.ones((drawn[0][at].shape[0], 2, 3)), drawn[1][at]], axis=1)
             with st.container(gap="xxsmall"):
                 alt = f"{row.name}, class {row.label}: maps of {model} for {row.first} and of {other} for {row.second}"
-                pictures.show(both, alt, side=320)
+                beside = other if run == other_run else address.NONE
+                one = {"run": run, "split": split_name, "model": model, "beside": beside, "image": row.name}
+                pictures.show(both, alt, side=320, link=address.link_to("one_image", **one))
                 if st.button(plain(row.name.rsplit("/", 1)[-1]), key=f"open-{row.position}", type="tertiary"):
-                    beside = other if run == other_run else "-"
-                    address.remember(image=row.name, run=run, split=split_name, model=model, beside=beside)
+                    address.remember(**one)
                     st.switch_page("views/one_image.py")
                 st.caption(plain(f"class {row.label} · {text} · {kind} changed by {getattr(row, kind):.2f}"))
             captions.append(f"{row.name.rsplit('/', 1)[-1]}, class {row.label}\n{text}")

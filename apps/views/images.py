@@ -65,7 +65,7 @@ def chosen_rows(view: View) -> pd.DataFrame:
         table = table.assign(
             disagreement=cached.answer_distances(*pair), attention_change=cached.attention_distances(*pair)
         )
-    places = st.columns(4, vertical_alignment="bottom")
+    places = st.columns([3, 3, 4, 3], vertical_alignment="bottom")
     with places[0]:
         labels = address.several("class", "Classes", view.split.class_names, placeholder="all")
     with places[1]:
@@ -85,13 +85,13 @@ def chosen_rows(view: View) -> pd.DataFrame:
     with places[2]:
         direction = address.segments("direction", "First", ["smallest", "largest"])
     with places[3]:
-        address.segments("count", "Images on a page", list(PER_PAGE))
+        address.segments("per_page", "Images on a page", list(PER_PAGE))
     rows = choose(table, labels, answer, agreement, contexts, group)
     return order(rows, by, descending=direction == "largest")
 
 
 def show_grid(view: View, rows: pd.DataFrame) -> None:
-    places = st.columns([2, 2, 1, 1], vertical_alignment="bottom")
+    places = st.columns([3, 3, 2, 2], vertical_alignment="bottom")
     with places[0]:
         opacity = address.slider("opacity", "Overlay strength", 0.0, 1.0, 0.8, 0.05)
     with places[1]:
@@ -102,7 +102,7 @@ def show_grid(view: View, rows: pd.DataFrame) -> None:
         )
     with places[3]:
         outline = address.switch("outline", "True mask", help="The outline of the true cause, where it is known.")
-    per_page = PER_PAGE[address.remembered("count") or "12"]
+    per_page = PER_PAGE[address.remembered("per_page") or "12"]
     summary = f"**{len(rows):,}** of {len(view.split):,} images"
     right = f", {rows['right'].mean():.1%} right" if len(rows) else ""
     st.markdown(summary + right)
@@ -137,7 +137,9 @@ def drawn(
 
 def show_cell(view: View, pixels: np.ndarray, row: object) -> None:
     with st.container(gap="xxsmall"):
-        pictures.show(pixels, f"{row.name}, class {row.label}: {view.method} map of {view.model} for {row.predicted}")
+        alt = f"{row.name}, class {row.label}: {view.method} map of {view.model} for {row.predicted}"
+        chosen = {"run": view.key[1], "split": view.split.name, "model": view.model, "image": row.name}
+        pictures.show(pixels, alt, link=address.link_to("one_image", **chosen))
         mark = "✓" if row.right else "✗"
         if st.button(plain(row.name.rsplit("/", 1)[-1]), key=f"open-{row.position}", type="tertiary"):
             address.remember(image=row.name)

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from tfcausal.browsing.stored_split import StoredSplit
-from tfcausal.errors import RunError
 from widgets import cached, cached_effects, cached_intervening, frame, intervening
-from widgets.wording import plain
 
 ABOUT = (
     "Change one image or take a concept out of the network, and see at once what becomes of the answer: what changes "
     "it was a cause of it."
 )
-
-
-def facts(split: StoredSplit, position: int) -> str:
-    label = plain(split.class_names[int(split.labels[position])])
-    contexts = split.column("contexts")
-    context = "" if contexts is None else f" · context: {plain(split.context_names[int(contexts[position])])}"
-    return f"**{plain(split.names[position])}** · class **{label}**{context}"
 
 
 def show() -> None:
@@ -29,9 +19,8 @@ def show() -> None:
         return
     key, split, model = chosen
     position = frame.choose_image(split)
-    st.markdown(facts(split, position))
-    if not split.has_images:
-        raise RunError("This run is of a release that kept no images, which models need: run it again to intervene.")
+    st.markdown(frame.image_facts(split, position))
+    frame.check_images(split)
     with st.spinner("Loading the model", show_time=True):
         classifier = cached.classifier(key, model)
     version = cached_effects.key(key)

@@ -33,6 +33,7 @@ ENERGY = (
 )
 SIDES = {"small": 420, "medium": 640, "large": 960}
 ORDERS = {"random": "at random", "energy": "lowest mask energy"}
+TOOLBAR = 160  # pixels, of the tools that the canvas shows above its right end
 MOST = 500
 UNDRAWN = "without a mask"
 MEANING = {
@@ -63,7 +64,7 @@ def choose_folder() -> tuple[cached_masks.Folder, list[str]] | None:
 
 def choose_sample(key: cached_masks.Folder, runs: list[str]) -> tuple[tuple[Sampled, ...], dict[str, str]]:
     """The images to draw on, and the part of the data that every image belongs to, as far as it is known."""
-    places = st.columns([3, 2, 4, 2, 2, 2], vertical_alignment="bottom")
+    places = st.columns([3, 2, 5, 2, 2, 2], vertical_alignment="bottom")
     run, model = None, None
     with places[0]:
         if runs:
@@ -168,13 +169,21 @@ def leave(desk: drawing.Desk, key: cached_masks.Folder, name: str) -> None:
 def draw(desk: drawing.Desk, key: cached_masks.Folder, image: Sampled, part: str | None) -> np.ndarray | None:
     """The canvas and its tools; the picture with what is drawn."""
     now = desk.drawing
-    left, right = st.columns([3, 1], gap="medium")
-    with right:
+    places = st.columns([30, 29, 21, 22], vertical_alignment="bottom")
+    with places[0]:
         side = SIDES[address.segments("side", "Picture", list(SIDES), "medium")]
+    with places[1]:
+        tool = address.segments("tool", "Tool", list(drawing.TOOLS))
+    with places[2]:
+        cut = address.segments("adds", "What it does", ["adds", "cuts out"]) == "cuts out"
+    with places[3]:
+        share = address.slider("brush", "Brush, % of the longer side", 0.5, 25.0, 5.0, 0.5, disabled=tool != "brush")
+    left, right = st.columns([3, 1], gap="medium")
     shown = cached_masks.picture(key, image.name, side)
     now.size = shown.size
     height, width = shown.size
     kept = kept_mask(key, image.name, side)
+    ground = cached_masks.background(key, image.name, side, kept is not None)
     with left:
         facts = [f"class **{plain(image.class_name)}**", f"{width} × {height} pixels"]
         facts += [MEANING[part]] if part in MEANING else []
@@ -182,18 +191,15 @@ def draw(desk: drawing.Desk, key: cached_masks.Folder, image: Sampled, part: str
             of = "its" if image.measured else "mean of its class"
             facts.append(f"mask energy {image.energy:.2f} ({of})")
         facts.append("no mask yet" if kept is None else f"its mask, outlined, has {kept[1]:.1%} of it")
-        with st.container(width=480):  # beside it, the canvas shows its own tools
+        with st.container(width=max(ground[1] - TOOLBAR, TOOLBAR)):
             st.markdown(f"**{plain(image.name)}** · " + " · ".join(facts))
-    with right:
-        tool = address.segments("tool", "Tool", list(drawing.TOOLS))
-        cut = address.segments("adds", "What it does", ["adds", "cuts out"]) == "cuts out"
-        share = address.slider("brush", "Brush, % of the longer side", 0.5, 25.0, 5.0, 0.5, disabled=tool != "brush")
-        brush = share / 100 * max(height, width)
-        if tool == "brush":
-            st.caption(f"{brush:.3g} pixels of the image")
+    brush = share / 100 * max(height, width)
+    if tool == "brush":
+        with right:
+            st.caption(f"Brush: {brush:.3g} pixels of the image")
     address.write()  # before the canvas, whose answers come with the link of that moment
     with left:
-        drawing.canvas(now, cached_masks.background(key, image.name, side, kept is not None), tool, cut, brush)
+        drawing.canvas(now, ground, tool, cut, brush)
         st.caption(KEYS)
     with right:
         with st.container(horizontal=True):

@@ -8,7 +8,7 @@ import streamlit as st
 
 from tfcausal.browsing.overlays import Colours, sheet
 from tfcausal.browsing.stored_split import StoredSplit
-from tfcausal.errors import RunError, TfCausalError
+from tfcausal.errors import TfCausalError
 from tfcausal.figures import outlined
 from tfcausal.saliency.registry import available_explainers
 from widgets import address, cached, charts, export, frame, pictures
@@ -26,9 +26,7 @@ def show_facts(split: StoredSplit, tables: dict[str, pd.DataFrame], position: in
         known = "its true mask outlined" if mask is not None else "its true mask is not known"
         pictures.show(outlined(picture, mask), f"{first['name']}, class {first['label']}; {known}", known, side=384)
     with right:
-        context = f" · context: {plain(first['context'])}" if "context" in first else ""
-        agrees = "" if "agrees" not in first else (", agrees" if first["agrees"] else ", conflicts")
-        st.markdown(f"**{plain(first['name'])}** · class **{plain(first['label'])}**{context}{agrees}")
+        st.markdown(frame.image_facts(split, position))
         rows = [
             {
                 "model": model,
@@ -149,8 +147,7 @@ def show() -> None:
     position = frame.choose_image(split)
     tables = {name: cached.table(key, split.name, name) for name in models}
     show_facts(split, tables, position)
-    if not split.has_images:
-        raise RunError("This run is of a release that kept no images, which models need: run it again to explain them.")
+    frame.check_images(split)
     predicted = {name: int(table["predicted"].cat.codes.iloc[position]) for name, table in tables.items()}
     places = st.columns([1, 3], vertical_alignment="bottom")
     with places[0]:

@@ -91,9 +91,19 @@ def numbers(name: str, text: str) -> tuple[float, float]:
 
 
 def in_words(subject: Subject, shown: Answered) -> str:
-    """The answer: the class with the largest output, with its probability or logit."""
+    """The answer, and the class with the largest output with its probability or logit."""
     unit = "logit" if subject.model.kind == "linear" else "p"
-    return f"{subject.model.class_names[shown.best]}, {unit} = {shown.output[shown.best]:.2f}"
+    best, answer = subject.model.class_names[shown.best], answer_of(subject, shown)
+    text = f"{unit} = {shown.output[shown.best]:.2f}"
+    return f"{best}, {text}" if answer == best else f"{answer}; {best}: {text}"
+
+
+def answer_of(subject: Subject, shown: Answered) -> str:
+    """The class with the largest output; `none` where no sigmoid says more than one half."""
+    from tfcausal.browsing.interventions import answers
+
+    has_answer = shown.best in answers(shown.output, subject.model.kind)
+    return subject.model.class_names[shown.best] if has_answer else "none"
 
 
 def short(shown: Answered) -> str:
@@ -110,7 +120,7 @@ def show_grid(subject: Subject, answered: list[Answered]) -> None:
     with places[2]:
         colours: Colours = address.segments("colours", "Colours", ["signed", "positive"])
     with places[3]:
-        per_page = PER_PAGE[address.select("count", "On a page", list(PER_PAGE))]
+        per_page = PER_PAGE[address.select("per_page", "On a page", list(PER_PAGE))]
     with places[4]:
         help_text = "One scale for all pictures, so that they can be compared."
         shared = address.switch("shared", "Shared scale", help=help_text)
@@ -146,7 +156,8 @@ def table(subject: Subject, answered: list[Answered]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "name": [shown.picture.name for shown in answered],
-            "predicted": [subject.model.class_names[shown.best] for shown in answered],
+            "predicted": [answer_of(subject, shown) for shown in answered],
+            "class": [subject.model.class_names[shown.best] for shown in answered],
             unit: [float(shown.output[shown.best]) for shown in answered],
         }
     )

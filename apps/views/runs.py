@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from datetime import datetime
 from functools import partial
+from io import BytesIO
 
 import pandas as pd
 import streamlit as st
+from PIL import Image
 
 from tfcausal.browsing.runs import (
-    MEASURES,
     RunSummary,
     config_differences,
+    deletion_curves,
     epochs_done,
     measures,
     snapshots,
@@ -23,11 +25,12 @@ from tfcausal.errors import TfCausalError
 from tfcausal.explorer_command import quickstart_config, start_quickstart
 from tfcausal.report import headline
 from tfcausal.runs import RunDirectory
-from widgets import address, cached, charts, export, frame
+from widgets import address, cached, charts, export, frame, pictures
 from widgets.wording import plain
 
 ABOUT = "Every run in the folder, how far it is, and what it measured; a run that trains is followed while it does."
 REFRESH_SECONDS = 3
+MEASURED, TRAINING, CONFIGURATIONS = "measures", "training", "configurations"
 
 
 def is_alive(runs: list[RunSummary]) -> bool:
@@ -65,8 +68,16 @@ def show_list(alive: bool) -> None:
     )
 
 
-def show_run(name: str) -> None:
-    summary = next((run for run in cached.summaries() if run.name == name), None)
+def choose_section(summary: RunSummary | None) -> str:
+    """Which part of the page is shown; first of a run is what it measured, or how it trains."""
+    state = "broken" if summary is None else summary.state
+    address.anew("section", of=None if summary is None else summary.name)
+    first = {"complete": MEASURED, "broken": CONFIGURATIONS}.get(state, TRAINING)
+    return address.segments("section", "Section", [MEASURED, TRAINING, CONFIGURATIONS], first)
+
+
+def show_run(name: str, section: str) -> None:
+    summary = found(name)
     if summary is None:
         st.error(f"The run '{name}' is gone: it was deleted or moved.", icon=":material/error:")
         return
@@ -76,15 +87,19 @@ def show_run(name: str) -> None:
         return
     with frame.shown_errors():
         run = cached.open_run(cached.run_key(name))
-        if summary.state == "complete":
-            show_metrics(run)
-        else:
+        if summary.state != "complete":
             show_progress(run)
-        show_training(run)
-        show_snapshots(run)
+        if section == MEASURED:
+            show_metrics(run, summary)
+        elif section == TRAINING:
+            show_training(run)
+            show_snapshots(run)
 
 
-def show_metrics(run: RunDirectory) -> None:
+def show_metrics(run: RunDirectory, summary: RunSummary) -> None:
+    if summary.state != "complete":
+        st.info("This run has measured nothing yet: it does when all its models are trained.", icon=":material/info:")
+        return
     try:
         columns = headline(run.metrics)
     except (LookupError, TypeError, AttributeError) as error:
@@ -122,24 +137,26 @@ def show_snapshots(run: RunDirectory) -> None:
         st.subheader(f"{model}, maps after epoch {epoch}", anchor=False)
         alt = f"Images and saliency maps of {model} after epoch {epoch}"
         try:
-            st.image(files[0].read_bytes(), alt=alt, width="stretch", output_format="PNG")
-        except OSError as error:  # no picture, or gone
+            content = files[0].read_bytes()
+            Image.open(BytesIO(content)).verify()
+            pictures.show_png(content, alt)
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # no picture, or gone
             frame.problem(f"{files[0].name}: cannot be read ({error}).")
 
 
-def show_differences() -> None:
+def show_differences() -> pd.DataFrame:
     usable = [run.name for run in cached.summaries() if run.state != "broken"]
     chosen = address.several("configs", "Runs whose configurations are compared", usable, usable[:2])
     configs = {name: cached.open_run(cached.run_key(name)).config for name in chosen}
-    if len(configs) > 1:
-        differences = config_differences(configs).rename_axis("setting").reset_index()
-        if differences.empty:
-            st.info("These configurations differ in nothing but the name.", icon=":material/info:")
-        else:
-            st.dataframe(differences, hide_index=True, alt=f"{len(differences)} settings in which the runs differ")
+    differences = config_differences(configs).rename_axis("setting").reset_index()
+    if len(configs) > 1 and differences.empty:
+        st.info("These configurations differ in nothing but the name.", icon=":material/info:")
+    elif len(configs) > 1:
+        st.dataframe(differences, hide_index=True, alt=f"{len(differences)} settings in which the runs differ")
     for name, config in configs.items():
         with st.expander(f"run.yaml of {name}"):
             st.code(dump_config(config), language="yaml")
+    return differences
 
 
 def offer_quickstart() -> None:
@@ -159,26 +176,39 @@ def _time(text: str) -> str:
     return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M") if text else ""
 
 
-def exported(name: str) -> pd.DataFrame:
+def found(name: str) -> RunSummary | None:
+    return next((run for run in cached.summaries() if run.name == name), None)
+
+
+def measures_table(name: str) -> pd.DataFrame:
     try:
         return measures(cached.open_run(cached.run_key(name)))
-    except TfCausalError:
+    except TfCausalError:  # it has none
         return listed(cached.summaries())
 
 
-def picture(run: RunDirectory, models: list[str]) -> bytes:
+def deletion_picture(run: RunDirectory) -> bytes:
     from tfcausal import figures
 
-    return figures.histories({model: run.history(model) for model in models})
+    return figures.deletion_curves(deletion_curves(run, run.metrics["headline_split"]))
 
 
-def offer_exports(name: str) -> None:
-    make = None
+def training_picture(run: RunDirectory) -> bytes:
+    from tfcausal import figures
+
+    begun = [model for model, (done, _) in epochs_done(run).items() if done]
+    return figures.histories({model: run.history(model) for model in begun})
+
+
+def offer_exports(name: str, section: str) -> None:
+    table, picture = partial(measures_table, name), None
     with contextlib.suppress(TfCausalError):
         run = cached.open_run(cached.run_key(name))
-        begun = [model for model, (done, _) in epochs_done(run).items() if done]
-        make = partial(picture, run, begun) if begun else None
-    export.bar(f"runs-{name}", lambda: exported(name), make)
+        if section == MEASURED and deletion_curves(run, str(run.metrics.get("headline_split"))):
+            picture = partial(deletion_picture, run)
+        elif section == TRAINING and any(done for done, _ in epochs_done(run).values()):
+            table, picture = partial(training_curves, run), partial(training_picture, run)
+    export.bar(f"runs-{section}-{name}", table, picture)
 
 
 with frame.page("Runs", ABOUT):
@@ -188,12 +218,13 @@ with frame.page("Runs", ABOUT):
     if runs:
         st.fragment(show_list, run_every=every)(alive)
         _, chosen, _ = frame.choose_run(runs)
-        st.fragment(show_run, run_every=every)(chosen)
-        st.subheader("Configurations", anchor=False)
-        with frame.shown_errors():
-            show_differences()
-        offer_exports(chosen)
-        with st.expander("What the measures say"):
-            st.write("\n".join(f"- **{frame.spoken(name)}**: {meaning}" for name, meaning in MEASURES.items()))
+        section = choose_section(found(chosen))
+        st.fragment(show_run, run_every=every)(chosen, section)
+        if section == CONFIGURATIONS:
+            with frame.shown_errors():
+                differences = show_differences()
+                export.bar("runs-configurations", lambda: differences)
+        else:
+            offer_exports(chosen, section)
     else:
         st.fragment(offer_quickstart, run_every=REFRESH_SECONDS)()

@@ -17,8 +17,22 @@ from widgets.wording import plain
 _REMEMBERED, _WRITTEN, _FRESH, _SHOWN, _BUSY, _PAGE = (
     f"address-{part}" for part in ("remembered", "written", "fresh", "shown", "busy", "page")
 )
-_NONE = "-"
+NONE = "-"
+"""What a link says for no option."""
 _NOT_HERE = ":material/link_off:"
+
+
+_runs = {"number": 0}
+
+
+def note_run() -> None:
+    """Note that a script runs; its first statement, before Streamlit can end it: callbacks have been called by then."""
+    _runs["number"] += 1
+
+
+def run_number() -> int:
+    """How many scripts have been run, of all sessions: callbacks that find the same number were called together."""
+    return _runs["number"]
 
 
 def begin(page: str) -> None:
@@ -66,6 +80,16 @@ def link() -> str:
     return f"{base}?{urlencode(shown, doseq=True)}" if shown else base
 
 
+def link_to(page: str, **choices: object) -> str:
+    """The link from one page to another one.
+
+    Args:
+        page: The path of the page.
+        **choices: By name.
+    """
+    return f"{page}?{urlencode({name: _texts(value) for name, value in choices.items()}, doseq=True)}"
+
+
 def remember(**choices: object) -> None:
     """Make choices for a page that is shown next.
 
@@ -94,31 +118,28 @@ def select(name: str, label: str, options: Sequence[str], default: str | None = 
         default: The option that is chosen at first; the first one if None, or if there is no such option.
         **settings: Of the widget.
     """
-    first = default if default in options else options[0]
-    _prepare(name, label, first, lambda texts: texts[0] if texts[0] in options else None, list(options).__contains__)
-    chosen = st.selectbox(label, options, key=_key(name), **settings)
-    return _record(name, chosen if chosen is not None else first)
+    first = _prepare_option(name, label, options, default)
+    return _record(name, st.selectbox(label, options, key=_key(name), **settings) or first)
 
 
 def optional(name: str, label: str, options: Sequence[str], **settings: Any) -> str | None:
     """One of several options, or none, which is the default; see :func:`select`."""
-    names = {_NONE: settings.pop("nothing", "none")}
+    names = {NONE: settings.pop("nothing", "none")}
     shown = settings.pop("format_func", str)
     chosen = select(
-        name, label, [_NONE, *options], format_func=lambda key: names.get(key) or str(shown(key)), **settings
+        name, label, [NONE, *options], format_func=lambda key: names.get(key) or str(shown(key)), **settings
     )
-    return None if chosen == _NONE else chosen
+    return None if chosen == NONE else chosen
 
 
 def segments(name: str, label: str, options: Sequence[str], default: str | None = None, **settings: Any) -> str:
     """One of a few options, side by side; see :func:`select`."""
-    first = default if default in options else options[0]
-    _prepare(name, label, first, lambda texts: texts[0] if texts[0] in options else None, list(options).__contains__)
+    first = _prepare_option(name, label, options, default)
     shown = settings.pop("format_func", str)
     chosen = st.segmented_control(
         label, options, key=_key(name), required=True, format_func=lambda option: plain(shown(option)), **settings
     )
-    return _record(name, chosen if chosen is not None else first)
+    return _record(name, chosen or first)
 
 
 def several(name: str, label: str, options: Sequence[str], default: Sequence[str] = (), **settings: Any) -> list[str]:
@@ -134,7 +155,7 @@ def several(name: str, label: str, options: Sequence[str], default: Sequence[str
 
     def known(texts: Sequence[str]) -> list[str] | None:
         found = [text for text in texts if text in options]
-        return found if found or list(texts) == [_NONE] else None
+        return found if found or list(texts) == [NONE] else None
 
     first = [option for option in default if option in options]
     _prepare(name, label, first, known, lambda values: all(value in options for value in values))
@@ -155,11 +176,10 @@ def slider(name: str, label: str, low: float, high: float, default: float, step:
         **settings: Of the widget.
     """
 
-    def known(texts: Sequence[str]) -> float | None:
-        value = _number(texts[0])
-        return None if value is None or not low <= value <= high else round(round(value / step) * step, 9)
+    def known(value: float) -> float | None:
+        return round(round(value / step) * step, 9) if low <= value <= high else None
 
-    _prepare(name, label, default, known, lambda value: low <= value <= high)
+    _prepare_number(name, label, (low, high), default, known)
     return _record(name, st.slider(label, low, high, step=step, key=_key(name), **settings))
 
 
@@ -175,11 +195,10 @@ def number(name: str, label: str, low: int, high: int, default: int, **settings:
         **settings: Of the widget.
     """
 
-    def known(texts: Sequence[str]) -> int | None:
-        value = _number(texts[0])
-        return int(value) if value is not None and value.is_integer() and low <= value <= high else None
+    def known(value: float) -> int | None:
+        return int(value) if value.is_integer() and low <= value <= high else None
 
-    _prepare(name, label, default, known, lambda value: low <= value <= high)
+    _prepare_number(name, label, (low, high), default, known)
     return _record(name, st.number_input(label, low, high, step=1, key=_key(name), **settings))
 
 
@@ -220,7 +239,7 @@ def texts(name: str, label: str, valid: Callable[[str], bool]) -> list[str]:
 
     def known(found: Sequence[str]) -> list[str] | None:
         kept = [text for text in found if valid(text)]
-        return kept if kept or list(found) == [_NONE] else None
+        return kept if kept or list(found) == [NONE] else None
 
     _prepare(name, label, [], known, lambda values: all(map(valid, values)))
     return _record(name, list(st.session_state[_key(name)]))
@@ -258,17 +277,25 @@ def pages(name: str, count: int, of: object) -> int:
         count: Number of pages, at least 1.
         of: What is shown, to be compared with what was shown before.
     """
-    state, before = st.session_state, f"address-of-{name}"
-
-    def known(texts: Sequence[str]) -> int | None:
-        value = _number(texts[0])
-        return None if value is None else min(max(int(value), 1), count)
-
-    if before in state and state[before] != of and name not in state.get(_FRESH, ()):
-        remember(**{name: 1})
-    state[before] = of
-    _prepare(name, "page", 1, known, lambda value: 1 <= value <= count)
+    anew(name, of)
+    _prepare_number(name, "page", (1, count), 1, lambda value: min(max(int(value), 1), count))
     return _record(name, st.pagination(count, key=_key(name))) - 1
+
+
+def anew(name: str, of: object, keep: Callable[[str], bool] | None = None) -> None:
+    """Forget a choice, unless the link has it, when it is about something else than before; before its widget.
+
+    Args:
+        name: Name of the query parameter.
+        of: What the choice is about.
+        keep: Whether a text can stay; then what was chosen on another page is forgotten, too, if it cannot.
+    """
+    state, before = st.session_state, f"address-of-{name}"
+    other = state.get(before, of) != of or (keep is not None and _key(name) not in state)
+    state[before] = of
+    if other and name not in state.get(_FRESH, ()) and not (keep is not None and keep(remembered(name) or "")):
+        state.get(_REMEMBERED, {}).pop(name, None)
+        state.pop(_key(name), None)
 
 
 def change(name: str, value: object) -> None:
@@ -279,6 +306,25 @@ def change(name: str, value: object) -> None:
         value: What the widget of this name is to have.
     """
     st.session_state[_key(name)] = value
+
+
+def _prepare_option(name: str, label: str, options: Sequence[str], default: str | None) -> str:
+    """Prepare the choice of one of several options; gives the one at first."""
+    first = default if default in options else options[0]
+    _prepare(name, label, first, lambda texts: texts[0] if texts[0] in options else None, list(options).__contains__)
+    return first
+
+
+def _prepare_number(
+    name: str, label: str, ends: tuple[float, float], default: float, known: Callable[[float], float | None]
+) -> None:
+    """Prepare the choice of a number; `known` gives the one that a link's stands for, or None."""
+
+    def read(texts: Sequence[str]) -> float | None:
+        value = _number(texts[0])
+        return None if value is None else known(value)
+
+    _prepare(name, label, default, read, lambda value: ends[0] <= value <= ends[1])
 
 
 def _prepare(
@@ -309,7 +355,7 @@ def _record(name: str, value: Any) -> Any:
 
 def _texts(value: object) -> list[str]:
     if isinstance(value, list | tuple):
-        return [str(entry) for entry in value] or [_NONE]
+        return [str(entry) for entry in value] or [NONE]
     return [f"{value:.6g}" if isinstance(value, float) else str(value)]
 
 

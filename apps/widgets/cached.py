@@ -45,8 +45,9 @@ def run_key(name: str) -> Run:
     return str(runs.path), name, runs.version(name)
 
 
+@st.cache_resource(max_entries=64, show_spinner=False)
 def open_run(key: Run) -> RunDirectory:
-    """Open a run."""
+    """Open a run; its configuration is read once."""
     return RunsFolder(key[0]).open(key[1])
 
 
@@ -57,8 +58,7 @@ def summaries() -> list[RunSummary]:
     for name in runs.names():
         version = runs.version(name)
         summary = _summary((str(runs.path), name, version))
-        # Whether a process still works on it does not show in its files.
-        listed.append(runs.summary(name) if summary.state in ("running", "stopped") else summary)
+        listed.append(runs.refreshed(summary))  # whether a process still works on it does not show in its files
     return listed
 
 
@@ -127,7 +127,8 @@ def deletion_curves(
     """Deletion curves of an image by the maps of some methods, and at last in random order, (n + 1, steps + 1)."""
     every = [maps(key, split_name, model, method, (position,), (class_index,)) for method in methods]
     image = split(key, split_name).images([position])[0]
-    return classifier(key, model).deletion_curves(image, np.concatenate(every))
+    nothing = np.zeros((0, *image.shape[:2]), np.float32)
+    return classifier(key, model).deletion_curves(image, np.concatenate([nothing, *every]))
 
 
 def touch() -> None:

@@ -12,7 +12,7 @@ import streamlit as st
 from widgets.wording import chart_text
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#999933", "#882255")
-_CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
+CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
 
 def curves(
@@ -52,7 +52,7 @@ def curves(
     )
     if zero_to_one:
         figure.update_yaxes(range=[0, 1.02])
-    st.plotly_chart(figure, key=key, alt=alt, config=_CONFIG)
+    st.plotly_chart(figure, key=key, alt=alt, config=CONFIG)
 
 
 def training(table: pd.DataFrame, value: str, key: str) -> None:
@@ -107,4 +107,4 @@ def stacked_logits(names: Sequence[str], pixels: np.ndarray, biases: np.ndarray,
         f"class {name}: logit {logit:.2f} from pixels {pixel:.2f} and biases {bias:.2f}"
         for name, logit, pixel, bias in parts
     )
-    st.plotly_chart(figure, key=key, alt=alt, config=_CONFIG)
+    st.plotly_chart(figure, key=key, alt=alt, config=CONFIG)

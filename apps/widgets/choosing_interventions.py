@@ -184,7 +184,7 @@ def _blocks(size: tuple[int, int]) -> np.ndarray:
     with places[1]:
         blocks = int(address.slider("blocks", "Blocks per side", 1.0, most, min(10.0, most), 1.0, format="%d"))
     with places[2]:
-        seed = int(address.slider("seed", "Draw", 0.0, 50.0, 0.0, 1.0, format="%d"))
+        seed = int(address.slider("block_seed", "Draw", 0.0, 50.0, 0.0, 1.0, format="%d"))
     return random_blocks(1, size, share, (blocks, blocks), seed)[0, ..., 0] > 0
 
 

@@ -21,9 +21,11 @@ from tfcausal.browsing.canvas import ADDS, CUTS, OUTLINE, from_canvas, to_canvas
 from tfcausal.data.mask_drawing import Shape, drawn_mask
 from tfcausal.data.mask_folder import MaskFolder
 from tfcausal.errors import DataError, TfCausalError
+from widgets import address
 
 TOOLS = {"polygon": "polygon", "box": "rect", "brush": "freedraw"}
 """Tools, and what the canvas calls them."""
+ACTIONS = ("undo", "clear", "save", "previous", "next")
 _SECONDS_TO_SEND = 0.35
 _SECONDS_LATE = 3.0
 _KEY = "drawing-desk"
@@ -98,6 +100,8 @@ class Desk:
     changes: int = 0
     held: RLock = field(default_factory=RLock)
     _actions: list[str] = field(default_factory=list)
+    _batch: int = 0
+    _run: int = 0
     _target: str = ""
     _until: float = 0.0
 
@@ -111,10 +115,16 @@ class Desk:
             return drawing
 
     def ask(self, action: str) -> None:
-        """Note that a button or a key was pressed; the callback of a button."""
+        """Note that a button or a key was pressed; the callback of a button.
+
+        What is pressed while a script runs is handed over together before the next one, in no known order: then what
+        changes the drawing comes first, and what leaves the image last.
+        """
         with self.held:
             self.asked = time.monotonic()
-            self._actions.append(action)
+            if self._run != address.run_number():
+                self._run, self._batch = address.run_number(), len(self._actions)
+            self._actions[self._batch :] = sorted([*self._actions[self._batch :], action], key=ACTIONS.index)
 
     def wait(self) -> None:
         """Wait until the canvas has sent what was drawn before the last action; at the end of a page."""
@@ -126,7 +136,7 @@ class Desk:
 
     def take(self) -> list[str]:
         """The actions that were asked for, first to last, which are to be done now."""
-        actions, self._actions = self._actions, []
+        actions, self._actions, self._batch = self._actions, [], 0
         self.changes += len(actions)
         return actions
 

@@ -43,10 +43,10 @@ def draw(picture: np.ndarray) -> list[Shape]:
     known = [(text, shape) for text in texts if (shape := tidied(from_text(text), size)) is not None]
     places = st.columns(2, vertical_alignment="bottom")
     with places[0]:
-        tool = address.segments("tool", "Draw with", list(TOOLS))
+        tool = address.segments("draw_with", "Draw with", list(TOOLS))
     with places[1]:
         widest = float(max(2, max(size) // 4))
-        width = address.slider("brush", "Brush (pixels)", 1.0, widest, max(1.0, widest // 4), 1.0, format="%d")
+        width = address.slider("brush_pixels", "Brush (pixels)", 1.0, widest, max(1.0, widest // 4), 1.0, format="%d")
     _canvas(picture, [shape for _, shape in known], TOOLS[tool], width)
     _edit([shape for _, shape in known], size)
     return [shape for _, shape in known]

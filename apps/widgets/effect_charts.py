@@ -11,12 +11,11 @@ import streamlit as st
 
 from tfcausal.browsing.effects import DetectorCurve
 from tfcausal.browsing.overlays import colour_stops
-from widgets.charts import COLOURS
+from widgets.charts import COLOURS, CONFIG
 from widgets.wording import chart_text
 
 ABOVE, BELOW, NEITHER = "#e69f00", "#0072b2", "#8a949e"
 DEAD, UNFAITHFUL = "✕", "!"
-_CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 _MARGIN = {"l": 10, "r": 10, "t": 10, "b": 10}
 
 
@@ -75,7 +74,7 @@ def bars(rows: pd.DataFrame, names: Sequence[str], unit: str, ends: tuple[float,
         height=90 + 24 * len(rows),
         margin=_MARGIN,
     )
-    st.plotly_chart(figure, key=key, alt=alt, config=_CONFIG)
+    st.plotly_chart(figure, key=key, alt=alt, config=CONFIG)
 
 
 def heat_map(rows: pd.DataFrame, unit: str, limit: float, alt: str, key: str) -> None:
@@ -118,7 +117,7 @@ def heat_map(rows: pd.DataFrame, unit: str, limit: float, alt: str, key: str) ->
         height=170 + 36 * len(levels),
         margin=_MARGIN,
     )
-    st.plotly_chart(figure, key=key, alt=alt, config=_CONFIG)
+    st.plotly_chart(figure, key=key, alt=alt, config=CONFIG)
 
 
 def by_value(rows: pd.DataFrame, unit: str, alt: str, key: str) -> None:
@@ -143,7 +142,7 @@ def by_value(rows: pd.DataFrame, unit: str, alt: str, key: str) -> None:
         error_y={"type": "data", "symmetric": False, **spread},
     )
     figure.update_layout(xaxis_title="value of the code", yaxis_title=f"effect ({unit})", height=280, margin=_MARGIN)
-    st.plotly_chart(figure, key=key, alt=alt, config=_CONFIG)
+    st.plotly_chart(figure, key=key, alt=alt, config=CONFIG)
 
 
 def area(curve: DetectorCurve) -> str:
@@ -192,7 +191,7 @@ def roc(curves: Sequence[DetectorCurve], alt: str, key: str) -> None:
         margin=_MARGIN,
         legend={"orientation": "v", "y": -0.2, "yanchor": "top", "x": 0},
     )
-    st.plotly_chart(figure, key=key, alt=alt, config=_CONFIG)
+    st.plotly_chart(figure, key=key, alt=alt, config=CONFIG)
 
 
 def told(rows: pd.DataFrame, most: int = 5) -> str:

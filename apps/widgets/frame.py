@@ -9,7 +9,7 @@ import streamlit as st
 
 from tfcausal.browsing.runs import RunSummary
 from tfcausal.browsing.stored_split import StoredSplit, split_names
-from tfcausal.errors import TfCausalError
+from tfcausal.errors import RunError, TfCausalError
 from widgets import address, cached
 from widgets.wording import plain
 
@@ -104,6 +104,7 @@ def choose_image(split: StoredSplit) -> int:
         split: The split that it is in.
     """
     places = st.columns([1, 4, 1], vertical_alignment="bottom")
+    address.anew("image", (split.path, split.name), split.__contains__)  # a name of another split need not be here
     with places[1]:
         name = address.text("image", "Image", split.names[0], help="Its name, as on the page Images.")
     position, last = split.find(name), len(split) - 1
@@ -114,6 +115,28 @@ def choose_image(split: StoredSplit) -> int:
         settings = {"width": "stretch", "on_click": address.change, "args": ("image", split.names[there])}
         place.button(label, icon=icon, disabled=there == position, **settings)
     return position
+
+
+def image_facts(split: StoredSplit, position: int) -> str:
+    """The name of an image, its class, and its planted context where it has one, as Markdown.
+
+    Args:
+        split: The split that it is in.
+        position: Its position.
+    """
+    text = f"**{plain(split.names[position])}** · class **{plain(split.class_names[int(split.labels[position])])}**"
+    contexts, agrees = split.column("contexts"), split.column("context_agrees")
+    if contexts is not None:
+        text += f" · context: {plain(split.context_names[int(contexts[position])])}"
+    if agrees is not None:
+        text += ", agrees" if agrees[position] else ", conflicts"
+    return text
+
+
+def check_images(split: StoredSplit) -> None:
+    """Raise `RunError` unless the run kept the images, which models need."""
+    if not split.has_images:
+        raise RunError("This run is of a release that kept no images, which models need: run it again.")
 
 
 def spoken(name: str) -> str:

@@ -6,11 +6,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from widgets.charts import COLOURS
+from widgets.charts import COLOURS, CONFIG
 from widgets.wording import chart_text
 
 MOST = 12
-_CONFIG = {"displaylogo": False, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
 
 def effects(table: pd.DataFrame, unit: str, key: str) -> None:
@@ -46,6 +45,6 @@ def effects(table: pd.DataFrame, unit: str, key: str) -> None:
         f"class {row['class']} {row['effect']:+.3f}, from {row['before']:.3f} to {row['after']:.3f}"
         for row in rows.to_dict("records")
     )
-    st.plotly_chart(figure, key=key, alt=f"Effect of the intervention on the {unit}. {told}", config=_CONFIG)
+    st.plotly_chart(figure, key=key, alt=f"Effect of the intervention on the {unit}. {told}", config=CONFIG)
     if len(table) > len(rows):
         st.caption(f"The {len(rows)} classes with the largest effects of {len(table)}; the table has all.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from tfcausal.browsing.overlays import Colours, colour_stops, map_scales, overla
 from tfcausal.figures import outlined
 
 
-def show(pixels: np.ndarray, alt: str, caption: str | None = None, side: int = 192) -> None:
+def show(pixels: np.ndarray, alt: str, caption: str | None = None, side: int = 192, link: str | None = None) -> None:
     """A picture, as wide as its place.
 
     Args:
@@ -20,8 +21,19 @@ def show(pixels: np.ndarray, alt: str, caption: str | None = None, side: int = 1
         alt: What it shows, in words.
         caption: Text below it.
         side: Smallest length of its longer side, in pixels.
+        link: What a click opens, in a new tab.
     """
-    st.image(to_png(pixels, side), caption=caption, width="stretch", output_format="PNG", alt=alt)
+    show_png(to_png(pixels, side), alt, caption, link)
+
+
+def show_png(content: bytes, alt: str, caption: str | None = None, link: str | None = None) -> None:
+    """A picture that is a PNG already, as wide as its place; see :func:`show`.
+
+    It is sent with the page, and not as a file of its own: Streamlit drops the files of a run that is cut short by the
+    next one, and a browser that asks for them meanwhile shows a broken picture from then on.
+    """
+    source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    st.image(source, caption=caption, width="stretch", alt=alt, link=link)
 
 
 def laid_over(

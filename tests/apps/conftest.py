@@ -13,7 +13,9 @@ from importlib import util
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 BROWSER_SCRIPT = ROOT / "scripts" / "install_browser.py"
@@ -80,6 +82,23 @@ def add_epoch():
         history.write_text("\n".join([*lines, f"{int(epoch) + 1},{rest}"]) + "\n")
 
     return add
+
+
+@pytest.fixture(scope="session")
+def write_images():
+    """Writes four images of each of two classes into a new folder, and one beside it that is not to be opened."""
+
+    def write(root, height, width):
+        random = np.random.default_rng(0)
+        for name in ("long", "round"):
+            (root / "images" / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = random.integers(0, 256, (height, width, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(root / "images" / name / f"{number}.png")
+        shutil.copy(root / "images" / "long" / "0.png", root.parent / "secret.png")
+        return root
+
+    return write
 
 
 @pytest.fixture

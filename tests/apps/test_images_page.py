@@ -30,7 +30,7 @@ def test_images_are_filtered_by_class_answer_and_context(explorer, finished_runs
     assert shown(app) == names(stored, np.flatnonzero(keep)[:12])
     assert f"**{keep.sum()}** of 60 images, 0.0% right" in [text.value for text in app.markdown]
 
-    app = explorer(finished_runs, "images", model="cfcn", group="class 4, context conflicts", count="48")
+    app = explorer(finished_runs, "images", model="cfcn", group="class 4, context conflicts", per_page="48")
     assert shown(app) == names(stored, np.flatnonzero((labels == 4) & ~stored["context_agrees"][:]))
 
 

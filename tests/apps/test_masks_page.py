@@ -2,26 +2,21 @@ import csv
 import os
 import shutil
 import sys
+from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 from PIL import Image
 
+APPS = Path(__file__).parents[2] / "apps"
 HEIGHT, WIDTH = 20, 30
 
 
 @pytest.fixture
-def data(tmp_path):
-    root = tmp_path / "cells"
-    random = np.random.default_rng(0)
-    for name in ("long", "round"):
-        (root / "images" / name).mkdir(parents=True)
-        for number in range(4):
-            pixels = random.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(root / "images" / name / f"{number}.png")
-    (tmp_path / "secret.png").write_bytes((root / "images" / "long" / "0.png").read_bytes())
-    return root
+def data(tmp_path, write_images):
+    return write_images(tmp_path / "cells", HEIGHT, WIDTH)
 
 
 @pytest.fixture
@@ -123,6 +118,24 @@ def test_shapes_are_undone_and_cleared(masks_page, data):
     press(app, "save")
     assert "Not saved: Nothing is drawn yet" in errors(app)
     assert not (data / "masks").exists()
+
+
+@pytest.mark.parametrize("pressed", list(permutations(("undo", "save", "next"))))
+def test_what_is_pressed_within_one_run_changes_the_drawing_saves_it_and_then_leaves(monkeypatch, pressed):
+    """Streamlit hands over together, and in no known order, what was pressed while a script ran."""
+    monkeypatch.syspath_prepend(str(APPS))
+    from widgets import address, drawing
+
+    desk = drawing.Desk()
+    for name in pressed:
+        desk.ask(name)
+    address.note_run()
+    desk.ask("clear")
+    address.note_run()
+    desk.ask("undo")
+    assert desk.take() == ["undo", "save", "next", "clear", "undo"]
+    desk.ask("save")
+    assert desk.take() == ["save"]
 
 
 def test_masks_that_say_nothing_are_refused(masks_page, data):

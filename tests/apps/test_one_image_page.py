@@ -7,11 +7,6 @@ def errors(app):
     return " ".join(error.value for error in app.error)
 
 
-@pytest.fixture(scope="module")
-def name():
-    return "test_shuffled/digit_"
-
-
 def test_two_models_are_explained_side_by_side_and_their_logits_add_up(explorer, finished_runs):
     app = explorer(finished_runs, "one_image", model="plain", beside="cfcn", methods=["wbp", "gradient"], explained="7")
     assert errors(app) == ""
@@ -43,6 +38,34 @@ def test_the_next_image_is_a_click_away_and_the_link_follows(explorer, finished_
     app.button[0].click().run()
     assert app.query_params["image"] == first
     assert errors(app) == ""
+
+
+def test_an_image_stays_where_another_split_has_it_and_is_the_first_one_where_not(explorer, finished_runs):
+    app = explorer(finished_runs, "one_image", split="test_shuffled", methods="wbp")
+    app.button[1].click().run()
+    second = app.query_params["image"]
+    app.selectbox(key="choice-model").set_value("cfcn").run()
+    assert app.query_params["image"] == second
+    app.selectbox(key="choice-split").set_value("validation").run()
+    assert errors(app) == ""
+    assert app.query_params["image"].startswith("validation/")
+    app.text_input(key="choice-image").set_value("validation/nothing").run()
+    assert "validation/nothing" in errors(app)  # what is typed is not replaced
+
+
+def test_an_image_of_another_page_is_not_looked_for_here(explorer, finished_runs):
+    app = explorer(finished_runs, "one_image", methods="wbp")
+    app.session_state["address-remembered"]["image"] = ["images/long/1.png"]  # as the page of masks leaves it
+    app.switch_page("views/runs.py").run()
+    app.switch_page("views/one_image.py").run()
+    assert errors(app) == ""
+    assert app.query_params["image"].startswith("test_shuffled/")
+
+
+def test_without_methods_there_is_the_random_order_alone(explorer, finished_runs):
+    app = explorer(finished_runs, "one_image", methods="-")
+    assert errors(app) == ""
+    assert any(caption.value.startswith("Area under the curve: random order 0.") for caption in app.caption)
 
 
 @pytest.mark.parametrize("image", ["../../etc/passwd", "nothing", "test_shuffled/digit_9999"])

@@ -126,6 +126,21 @@ def test_a_sample_needs_no_files_and_its_link_opens_it_again(own_images, finishe
     assert texts(one) == texts(app)
 
 
+def test_one_sigmoid_answers_only_above_one_half(own_images, finished_runs, tmp_path):
+    inputs = keras.Input((4, 4, 1))
+    head = keras.layers.Dense(1, activation="sigmoid")
+    model = keras.Model(inputs, head(keras.layers.Flatten()(inputs)))
+    model.set_weights([np.ones((16, 1)), np.array([-8.0])])
+    model.save(tmp_path / "bright.keras")
+    app = own_images(finished_runs, tmp_path / "bright.keras")
+    app = hand_over(app, *((f"{grey}.png", png(np.full((4, 4), grey, np.uint8))) for grey in (255, 0)))
+    assert shown(app) == ["255.png", "0.png"]
+    assert [text for text in captions(app) if "p = " in text] == ["0, p = 1.00", "none; 0: p = 0.00"]
+    app.button(key="open-upload 2").click().run()
+    app.segmented_control(key="choice-show").set_value("interventions").run()
+    assert any("The answer stays none" in info.value for info in app.info)
+
+
 def test_one_image_under_several_methods_and_its_logits(own_images, finished_runs):
     app = hand_over(own_images(finished_runs, run="small", model="ppi"), ("one.png", png(DIGITS[0])))
     app.button(key="open-upload 1").click().run()

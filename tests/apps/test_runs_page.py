@@ -26,6 +26,7 @@ def test_every_run_is_listed_with_its_state_and_a_broken_one_disturbs_no_other(e
     table = app.dataframe[1].value
     expected = headline(RunDirectory.open(finished_runs / "small").metrics)
     assert {name: table[name].tolist() for name in table} == {column.title: column.cells for column in expected}
+    assert app.get("plotly_chart") == []  # only the section that is shown is made
 
 
 def test_a_broken_run_says_what_is_wrong_with_it(explorer, finished_runs):
@@ -37,7 +38,8 @@ def test_a_broken_run_says_what_is_wrong_with_it(explorer, finished_runs):
 def test_a_failed_run_shows_its_error_and_what_it_trained(explorer, finished_runs):
     app = explorer(finished_runs, run="failed")
     assert errors(app) == ["failed: no space left"]
-    assert "value" in app.query_params
+    assert app.query_params["section"] == "training"
+    assert len(app.get("plotly_chart")) == 1
 
 
 def test_a_training_run_shows_its_epochs_and_what_became_of_its_process(explorer, runs, start_training, add_epoch):
@@ -45,6 +47,8 @@ def test_a_training_run_shows_its_epochs_and_what_became_of_its_process(explorer
     app = explorer(runs, run="training")
     assert errors(app) == []
     assert app.dataframe[0].value.set_index("run").loc["training", "state"].split()[1] == "running"
+    assert app.query_params["section"] == "training"
+    assert len(app.get("plotly_chart")) == 1
     shown = [element.proto.text for element in app.get("progress")]
     assert shown == ["plain: 1 of 3 epochs", "ppi: 0 of 3 epochs", "cfcn: 0 of 3 epochs"]
     add_epoch(running)
@@ -65,8 +69,8 @@ def test_a_run_that_is_deleted_while_it_is_shown_is_gone_without_a_crash(explore
 
 
 def test_configurations_are_compared_by_setting(explorer, finished_runs):
-    app = explorer(finished_runs, run="small", configs=["small", "other"])
-    differences = app.dataframe[2].value
+    app = explorer(finished_runs, run="small", section="configurations", configs=["small", "other"])
+    _, differences = (table.value for table in app.dataframe)
     assert differences.to_dict("records") == [{"setting": "seed", "small": "3", "other": "4"}]
 
 
@@ -103,7 +107,29 @@ def test_the_snapshots_of_a_training_are_shown(explorer, runs):
     folder.mkdir(parents=True)
     for epoch in (1, 3):
         (folder / f"saliency-epoch-{epoch:04d}.png").write_bytes(to_png(np.zeros((2, 2, 3))))
-    app = explorer(runs, run="small")
+    app = explorer(runs, run="small", section="training")
     assert app.subheader[0].value == "ppi, maps after epoch 3"
     (picture,) = app.get("image")
     assert picture.proto.imgs[0].alt == "Images and saliency maps of ppi after epoch 3"
+
+
+def test_a_section_that_was_chosen_stays_until_another_run_is_chosen(explorer, runs, start_training):
+    start_training(runs)
+    app = explorer(runs, run="small")
+    app.segmented_control(key="choice-section").set_value("configurations").run()
+    app.run()
+    assert app.query_params["section"] == "configurations"
+    app.selectbox(key="choice-run").set_value("training").run()
+    assert app.query_params["section"] == "training"
+    app.segmented_control(key="choice-section").set_value("measures").run()
+    assert "has measured nothing yet" in app.info[0].value
+    assert len(app.get("progress")) == 3  # how far it is shows beside every section
+    assert errors(app) == []
+
+
+def test_what_is_exported_is_the_section_that_is_shown(explorer, finished_runs):
+    app = explorer(finished_runs, run="small")
+    for section, expected in {"measures": 2, "training": 2, "configurations": 1}.items():
+        app.segmented_control(key="choice-section").set_value(section).run()
+        labels = [button.proto.label for button in app.get("download_button")]
+        assert labels == ["PNG", "CSV"][-expected:]

@@ -48,6 +48,13 @@ def test_a_walk_through_every_page(server, page, finished_runs, settle, choose):
     assert page.url == view
     assert opened(page) == before
 
+    with page.context.expect_page() as opened_page:
+        page.get_by_test_id("stImageLink").first.click()
+    tab = opened_page.value
+    settle(tab, "One image")
+    field = "name => [...document.querySelectorAll('input')].some(field => field.value == name)"
+    tab.wait_for_function(field, arg=stored.attrs["names"][worst])
+    tab.close()
     first = page.locator("[class*='st-key-open-'] button").first
     first.focus()
     page.keyboard.press("Enter")
@@ -72,6 +79,23 @@ def test_a_walk_through_every_page(server, page, finished_runs, settle, choose):
     settle(page, "Compare")
     assert "change=answer" in page.url
     assert page.get_by_role("radio", name="answer", exact=True).is_checked()
+
+
+def test_pictures_stay_whole_however_fast_the_page_is_drawn_again(server, page, settle):
+    page.goto(f"{server}/images?run=small&per_page=48")
+    opened(page, count=48)
+    settle(page, "Images")
+    strength = page.get_by_role("slider", name="Overlay strength")
+    for pause in (40, 90):
+        strength.focus()
+        for key in ("ArrowLeft", "ArrowRight") * 3:  # every run of the page cuts the one before short
+            strength.press(key)
+            page.wait_for_timeout(pause)
+        settle(page, "Images")
+    sources = (
+        page.get_by_test_id("stMain").locator("img").evaluate_all("all => all.map(image => image.src.slice(0, 11))")
+    )
+    assert sources == ["data:image/"] * 48
 
 
 def test_a_run_that_trains_is_followed_without_a_click(server, page, finished_runs, start_training, add_epoch):

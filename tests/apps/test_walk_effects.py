@@ -5,9 +5,6 @@ import shutil
 import pandas
 import pytest
 
-IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
-DRAWN = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
-
 
 @pytest.fixture(scope="module")
 def run(finished_runs, small_effects):
@@ -15,23 +12,6 @@ def run(finished_runs, small_effects):
     path = shutil.copytree(small_effects, finished_runs / "measured")
     yield path
     shutil.rmtree(path)
-
-
-def settle(page):
-    page.get_by_role("heading", name="Effects", exact=True, level=1).wait_for()
-    for _ in range(3):  # a click takes a moment to reach the server
-        page.wait_for_timeout(200)
-        page.wait_for_function(f"{IDLE} && {DRAWN}")
-    assert page.get_by_test_id("stException").count() == 0
-    assert page.get_by_test_id("stAlertContentError").all_inner_texts() == []
-
-
-def choose(page, label, option):
-    box = page.get_by_role("combobox", name=label).first
-    box.evaluate("box => box.scrollIntoView({block: 'center'})")  # scrolling closes an open list
-    page.wait_for_timeout(300)
-    box.fill(option)
-    page.get_by_role("option", name=option, exact=True).click()
 
 
 def bars(page, model):
@@ -43,11 +23,11 @@ def bars(page, model):
     return chart.evaluate("chart => [...chart.data[0].y]")
 
 
-def test_a_walk_through_the_effects_of_a_run(server, page, run):
+def test_a_walk_through_the_effects_of_a_run(server, page, run, settle, choose):
     table = pandas.read_parquet(run / "effects.parquet")
     page.goto(f"{server}/?run=measured")
     page.get_by_role("link", name="Effects", exact=True).click()
-    settle(page)
+    settle(page, "Effects")
     own = table[(table["model"] == "plain") & (table["level"] == "block1_conv")]
 
     def ranked(intervention, of):
@@ -57,19 +37,19 @@ def test_a_walk_through_the_effects_of_a_run(server, page, run):
 
     assert len(bars(page, "plain")) == 3
     choose(page, "Class", "5")
-    settle(page)
+    settle(page, "Effects")
     assert bars(page, "plain") == ranked("zero_out", 5)
     choose(page, "Intervention", "zero_out+pgd")
-    settle(page)
+    settle(page, "Effects")
     assert bars(page, "plain") == ranked("zero_out+pgd", 5)
 
     choose(page, "Beside it", "cfcn")
-    settle(page)
+    settle(page, "Effects")
     assert len(bars(page, "cfcn")) == 3
     texts = page.get_by_test_id("stMain").locator("img").evaluate_all("all => all.map(image => image.alt)")
     assert sum("codes of node" in text and "pgd; answer" in text for text in texts) == 6
     page.get_by_role("radio", name="pixel-wise", exact=True).click()
-    settle(page)
+    settle(page, "Effects")
     assert page.locator("img[alt*='pixel-wise effect map of cfcn']").count() == 12
     assert page.get_by_role("img", name="for the class (change of P(class)").count() == 2
     assert page.locator("[class*='st-key-roc-'] .js-plotly-plot").count() == 4
@@ -78,7 +58,7 @@ def test_a_walk_through_the_effects_of_a_run(server, page, run):
     view = page.url
     assert all(part in view for part in ("of=5", "beside=cfcn", "intervention=zero_out%2Bpgd", "kind=pixel_wise"))
     page.reload()
-    settle(page)
+    settle(page, "Effects")
     assert page.url == view
     assert bars(page, "plain") == ranked("zero_out+pgd", 5)
 

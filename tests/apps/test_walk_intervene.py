@@ -1,25 +1,18 @@
 """A walk through the page Intervene in a real browser."""
 
-IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
-DRAWN = "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+import pytest
 
 
-def settle(page):
-    """Wait until the page is drawn, and refuse it if anything in it went wrong."""
-    page.get_by_role("heading", name="Intervene", exact=True, level=1).wait_for()
-    page.get_by_test_id("stAlert").first.wait_for()
-    for _ in range(2):  # a click takes a moment to reach the server
-        page.wait_for_timeout(200)
-        page.wait_for_function(f"{IDLE} && {DRAWN}")
-    assert page.get_by_test_id("stException").count() == 0
-    assert page.get_by_test_id("stAlertContentError").all_inner_texts() == []
+@pytest.fixture
+def told(page, settle):
+    """Waits until the sentence says so, and the page is drawn; gives the sentence without its icon."""
 
+    def wait(text):
+        page.get_by_test_id("stAlert").filter(has_text=text).first.wait_for()
+        settle(page, "Intervene")
+        return page.get_by_test_id("stAlert").filter(has_text=text).first.inner_text().splitlines()[-1]
 
-def told(page, text):
-    """Wait until the sentence says so, and the page is drawn; gives the sentence without its icon."""
-    page.get_by_test_id("stAlert").filter(has_text=text).first.wait_for()
-    settle(page)
-    return page.get_by_test_id("stAlert").filter(has_text=text).first.inner_text().splitlines()[-1]
+    return wait
 
 
 def linked(page, text, count=1):
@@ -48,12 +41,12 @@ def pictures(page, *awaited):
     return page.get_by_test_id("stMain").locator("img").evaluate_all("all => all.map(image => [image.alt, image.src])")
 
 
-def test_a_region_is_masked_with_the_mouse_and_with_the_keyboard(server, page):
+def test_a_region_is_masked_with_the_mouse_and_with_the_keyboard(server, page, settle, told):
     page.goto(f"{server}/intervene?run=small&model=plain")
-    told(page, "Nothing is done yet")
+    told("Nothing is done yet")
     before = dict(pictures(page, "The picture as it was", "The picture after: nothing is done to it"))
     drag(page, (4, 4), (20, 16))
-    told(page, "Masked 33.3% of the picture")
+    told("Masked 33.3% of the picture")
     linked(page, "region=box%2C4%2C4%2C20%2C16")
     masked = "The picture after: masked 33.3% of the picture"
     after = dict(pictures(page, masked))
@@ -64,42 +57,42 @@ def test_a_region_is_masked_with_the_mouse_and_with_the_keyboard(server, page):
     assert bars.count() == 10
 
     drag(page, (1, 18), (6, 23))
-    told(page, "Masked 37.7%")
+    told("Masked 37.7%")
     bottom = page.get_by_role("spinbutton", name="Bottom")
     bottom.fill("21")
     bottom.press("Enter")
-    sentence = told(page, "Masked 35.9%")
+    sentence = told("Masked 35.9%")
     linked(page, "region=", count=2)
     linked(page, "region=box%2C1%2C18%2C6%2C21")
     view = page.url
     page.reload()
-    assert told(page, "Masked 35.9%") == sentence
+    assert told("Masked 35.9%") == sentence
     assert page.url == view
 
     page.get_by_role("radio", name="brush", exact=True).click()
-    settle(page)
+    settle(page, "Intervene")
     drag(page, (21, 4), (22, 20))
     linked(page, "region=brush%2C")
-    settle(page)
+    settle(page, "Intervene")
     page.get_by_role("button", name="Remove it").click()
-    told(page, "Masked 35.9%")
+    told("Masked 35.9%")
     linked(page, "region=", count=2)
 
 
-def test_an_attack_is_made_and_a_concept_taken_away(server, page):
+def test_an_attack_is_made_and_a_concept_taken_away(server, page, told):
     page.goto(f"{server}/intervene?run=small&model=plain")
-    told(page, "Nothing is done yet")
+    told("Nothing is done yet")
     page.get_by_role("radio", name="attack", exact=True).click()
-    told(page, "Attacked by FGSM with strength 0.05")
+    told("Attacked by FGSM with strength 0.05")
     strength = page.get_by_role("slider", name="Strength").first
     strength.focus()
     strength.press("ArrowRight")
-    told(page, "strength 0.055")
+    told("strength 0.055")
     box = page.get_by_role("combobox", name="Set concepts to zero")
     box.click()
     box.fill("block2_conv")
     page.get_by_role("option", name="block2_conv: channels").click()
-    sentence = told(page, "of block2_conv to zero")
+    sentence = told("of block2_conv to zero")
     page.locator("img[alt^='Where concept ']").first.wait_for(state="attached")
     names = [alt for alt, _ in pictures(page)]
     assert any(name.startswith("What the attack added") for name in names)
@@ -108,4 +101,4 @@ def test_an_attack_is_made_and_a_concept_taken_away(server, page):
         page.get_by_role("button", name="CSV").click()
     assert table.value.path().read_text(encoding="utf-8").splitlines()[0] == "class,before,after,effect"
     page.goto(page.url)
-    assert told(page, "of block2_conv to zero") == sentence
+    assert told("of block2_conv to zero") == sentence

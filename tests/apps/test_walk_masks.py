@@ -1,12 +1,7 @@
 """Masks are drawn in a real browser, on a folder that `tfcausal mask` opens, and read as `tfcausal run` reads them."""
 
 import csv
-import os
-import signal
 import socket
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,67 +9,40 @@ from PIL import Image
 
 from tfcausal.data.sources.image_folder import image_folder
 
-IDLE = "document.querySelector('[data-testid=stApp]')?.dataset.testScriptState == 'notRunning'"
 HEIGHT, WIDTH = 40, 60
 SIDE = 640  # pixels of the screen
 SQUARE = SIDE / WIDTH  # of them per pixel of the image
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("data") / "cells"
-    random = np.random.default_rng(0)
-    for name in ("round", "long"):
-        (root / "images" / name).mkdir(parents=True)
-        for number in range(4):
-            pixels = random.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(root / "images" / name / f"{number}.png")
-    (root.parent / "secret.png").write_bytes((root / "images" / "round" / "0.png").read_bytes())
-    return root
+def folder(tmp_path_factory, write_images):
+    return write_images(tmp_path_factory.mktemp("data") / "cells", HEIGHT, WIDTH)
 
 
 @pytest.fixture(scope="module")
-def opened(command, folder):
+def opened(serving, folder):
     """The link that the command says."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # As in the test of `tfcausal explore`: a process in the background of a shell ignores SIGINT.
-    listening = (
-        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
-    )
     words = ["mask", folder.name, "--images", "4", "--seed", "1", "--port", str(port), "--no-browser"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", listening, *command, *words],
-        cwd=folder.parent,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    try:
-        deadline = time.monotonic() + 90
-        line = ""
-        while "Draw masks for cells at http" not in line:
-            assert time.monotonic() < deadline
-            assert process.poll() is None, line
-            line = process.stderr.readline()
-        yield next(word for word in line.split() if word.startswith("http"))
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+    with serving("Draw masks for cells at http", *words, cwd=folder.parent) as (_, lines):
+        yield next(word for word in lines[-1].split() if word.startswith("http"))
 
 
-def settle(page):
-    for _ in range(3):  # a click takes a moment to reach the server
-        page.wait_for_timeout(200)
-        page.wait_for_function(IDLE)
-    assert page.get_by_test_id("stException").count() == 0
+@pytest.fixture
+def drawn_page(page, settle):
+    """Waits until the page is drawn."""
+    return lambda: settle(page, "Masks", allow_errors=True)
 
 
-def pick(page, name):
-    page.get_by_role("radio", name=name, exact=True).click()
-    settle(page)
+@pytest.fixture
+def pick(page, drawn_page):
+    def choose(name):
+        page.get_by_role("radio", name=name, exact=True).click()
+        drawn_page()
+
+    return choose
 
 
 def drag(page, *corners):
@@ -110,18 +78,17 @@ def mask_of(folder, name):
         return np.asarray(image) > 127
 
 
-def test_masks_are_drawn_saved_and_read_back(opened, page, folder):
+def test_masks_are_drawn_saved_and_read_back(opened, page, drawn_page, pick, folder):
     page.goto(opened)
-    page.get_by_role("heading", name="Masks", exact=True, level=1).wait_for()
-    settle(page)
+    drawn_page()
     page.get_by_text("With a mask: 0 of 4").wait_for()
     first = shown(page)
 
     # A box, and one that is cut out of it; saved by a key.
-    pick(page, "box")
+    pick("box")
     drag(page, (10, 5), (40, 25))
     drawn(page, "25.0%")
-    pick(page, "cuts out")
+    pick("cuts out")
     drag(page, (20, 10), (30, 20))
     drawn(page, "20.8%")
     page.keyboard.press("s")
@@ -132,19 +99,18 @@ def test_masks_are_drawn_saved_and_read_back(opened, page, folder):
     np.testing.assert_array_equal(mask_of(folder, first), expected[first])
     page.get_by_text("With a mask: 1 of 4").wait_for()
 
-    # A polygon; another one is undone by a key; the next image saves.
+    # A polygon; another one is undone by a key; the next image, asked for before that is done, saves.
     page.keyboard.press("n")
     page.wait_for_function("name => !location.search.includes(name)", arg=first.replace("/", "%2F"))
-    settle(page)
+    drawn_page()
     second = shown(page)
-    pick(page, "adds")
-    pick(page, "polygon")
+    pick("adds")
+    pick("polygon")
     click(page, (10.2, 10.2), (30.2, 10.2), (30.2, 30.2), (10.2, 30.2), (10.2, 10.2))
     drawn(page, "16.7%")
     click(page, (40, 10), (50, 10), (50, 20), (40, 10))
     drawn(page, "18.5%")
     page.keyboard.press("u")
-    drawn(page, "16.7%")
     page.keyboard.press("n")
     page.get_by_text("With a mask: 2 of 4").wait_for()
     expected[second] = np.zeros((HEIGHT, WIDTH), bool)
@@ -152,9 +118,9 @@ def test_masks_are_drawn_saved_and_read_back(opened, page, folder):
     np.testing.assert_array_equal(mask_of(folder, second), expected[second])
 
     # A stroke of the brush.
-    settle(page)
+    drawn_page()
     third = shown(page)
-    pick(page, "brush")
+    pick("brush")
     drag(page, (15, 20), (45, 20))
     page.get_by_text("drawn: ").wait_for()
     page.keyboard.press("n")
@@ -168,26 +134,26 @@ def test_masks_are_drawn_saved_and_read_back(opened, page, folder):
     assert not expected[third][20, [12, 47]].any()
 
     # The same view after a reload.
-    settle(page)
+    drawn_page()
     view, last = page.url, shown(page)
     page.reload()
-    settle(page)
+    drawn_page()
     assert (page.url, shown(page)) == (view, last)
     assert len({first, second, third, last}) == 4, (first, second, third, last, view)
 
     # No mask is replaced unasked.
-    pick(page, "all")
+    pick("all")
     page.keyboard.press("p")
     page.wait_for_function("name => !location.search.includes(name)", arg=last.replace("/", "%2F"))
-    settle(page)
+    drawn_page()
     assert shown(page) == third
-    pick(page, "box")
+    pick("box")
     drag(page, (0.2, 0.2), (30, 20))
     drawn(page, "25.0%")
     page.keyboard.press("s")
     page.get_by_text("is there already, and was not replaced").wait_for()
     np.testing.assert_array_equal(mask_of(folder, third), expected[third])
-    pick(page, "replace")
+    pick("replace")
     page.keyboard.press("s")
     page.get_by_text("Saved masks/").wait_for()
     expected[third] = np.zeros((HEIGHT, WIDTH), bool)
@@ -195,17 +161,17 @@ def test_masks_are_drawn_saved_and_read_back(opened, page, folder):
     np.testing.assert_array_equal(mask_of(folder, third), expected[third])
 
     # Without a mouse.
-    settle(page)
+    drawn_page()
     page.keyboard.press("n")
     page.wait_for_function("name => location.search.includes(name)", arg=last.replace("/", "%2F"))
-    settle(page)
+    drawn_page()
     button = page.get_by_role("button", name="Box by numbers")
     button.focus()
     page.keyboard.press("Enter")
     for name, value in {"Left": 3, "Top": 4, "Right": 9, "Bottom": 7}.items():
         page.get_by_role("spinbutton", name=f"{name} edge, pixels").fill(str(value))
         page.keyboard.press("Tab")
-        settle(page)
+        drawn_page()
     page.get_by_role("button", name="Draw this box").press("Enter")
     drawn(page, "0.8%")
     page.keyboard.press("Escape")
@@ -230,8 +196,8 @@ def test_masks_are_drawn_saved_and_read_back(opened, page, folder):
     assert all(0 < float(row["seconds"]) < 60 for row in rows)
 
 
-def test_a_link_names_images_of_the_folder_only(opened, page, folder):
+def test_a_link_names_images_of_the_folder_only(opened, page, drawn_page):
     page.goto(opened + "&image=..%2Fsecret.png")
     page.get_by_text("There is no image ../secret.png here").wait_for()
-    settle(page)
+    drawn_page()
     assert shown(page).startswith("images/")

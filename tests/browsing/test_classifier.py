@@ -2,10 +2,11 @@ import keras
 import numpy as np
 import pytest
 
-from tfcausal.browsing.classifier import RunClassifier
+from tfcausal.browsing.classifier import LoadedClassifier, RunClassifier
 from tfcausal.browsing.stored_split import StoredSplit
 from tfcausal.errors import InvalidArgument
 from tfcausal.evaluation.faithfulness import Deletion
+from tfcausal.models.loading import LoadedModel
 from tfcausal.runs import RunDirectory
 from tfcausal.saliency.wbp import WBP
 
@@ -62,6 +63,18 @@ def test_deletion_by_several_maps_ends_with_the_random_control(run, images, clas
     control = deletion.random_maps(images[:1], 5)
     np.testing.assert_allclose(curves[2], deletion.curves(images[:1], control)[0], atol=1e-6)
     assert curves.shape == (3, 5)
+
+
+def test_deleted_pixels_become_the_middle_between_black_and_white():
+    inputs = keras.Input((4, 4, 1))
+    head = keras.layers.Dense(2, activation="softmax", kernel_initializer="ones")
+    model = keras.Model(inputs, head(keras.layers.Flatten()(inputs)))
+    weights = np.stack([np.ones(16), np.zeros(16)], axis=1) / 1000
+    model.set_weights([weights, np.zeros(2)])
+    classifier = LoadedClassifier(LoadedModel(model, "a model", ("a", "b"), (0.0, 200.0)))
+    curves = classifier.deletion_curves(np.full((4, 4, 1), 200, np.float32), np.ones((1, 4, 4)), steps=4)
+    grey = np.array([200.0, 175.0, 150.0, 125.0, 100.0]) * 16 / 1000  # the mean pixel after every step, as a logit
+    np.testing.assert_allclose(curves, [1 / (1 + np.exp(-grey))] * 2, rtol=1e-5)
 
 
 def test_methods_that_need_the_range_of_pixels_get_it_and_few_stay_compiled(images, classifier):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from tfcausal.browsing.effect_maps import StoredEffectMaps, spread
 from tfcausal.browsing.effect_state import effects_version, measured_models, unfinished_models, what_to_do
 from tfcausal.browsing.effect_words import stated
 from tfcausal.browsing.effects import StoredEffects
+from tfcausal.browsing.maps import EVERY_FILE, WHOLE
 from tfcausal.config import config_from_mapping
 from tfcausal.effects.store import EffectStore
 from tfcausal.effects.table import DETECTION, EFFECTS, as_frame
@@ -113,10 +115,11 @@ def measure(run, model):
     group = zarr.create_group(store.maps)
     names = ["test/one", "test/two"]
     group.attrs.update(conditions=list(CONDITIONS), names=names, class_names=list(CLASSES), value_range=[-0.5, 0.5])
+    group.attrs[WHOLE] = True
     group.create_group("levels/conv2").attrs.update(layer="conv2", nodes=[7, 0])
     group.create_group("levels/block_conv1").attrs.update(layer="block/conv1", nodes=[1])
     for name, values in arrays().items():
-        group.create_array(name, data=values, chunks=(1, *values.shape[1:]))
+        group.create_array(name, data=values, chunks=(1, *values.shape[1:]), config=EVERY_FILE)
     parts = {"effects.parquet": [effect_rows(model)], "detection.parquet": [detection_rows(model)]}
     store.finish(parts, findings(model))
     return store
@@ -338,8 +341,12 @@ def test_a_damaged_map_is_of_its_own_image_only(run, effects):
     assert maps.pixel_map("clean", 1).any()
     place = run.path / "effects.zarr" / "one" / "outputs" / "pgd" / "c" / "1"
     next(path for path in place.rglob("*") if path.is_file()).unlink()  # a lost file reads as zeros
-    with pytest.raises(RunError, match="answers are missing"):
+    with pytest.raises(RunError, match=r"outputs/pgd/c/1/0 is lost.*--overwrite"):
         maps.answer("pgd", 1)
+    shutil.rmtree(run.path / "effects.zarr" / "one" / "levels" / "conv2" / "codes" / "clean" / "c" / "1")
+    with pytest.raises(RunError, match=r"codes/clean/c/1/0/0/0 is lost"):
+        maps.codes("conv2", 7, "clean", 1)
+    assert maps.codes("conv2", 7, "clean", 0).any()
     (run.path / "effects.zarr" / "one" / "zarr.json").write_text("{")
     with pytest.raises(RunError, match="cannot be read"):
         StoredEffectMaps(effects)

@@ -1,5 +1,7 @@
 """What a run keeps of every image, written and read again."""
 
+import shutil
+
 import numpy as np
 import pytest
 import zarr
@@ -161,6 +163,51 @@ def test_names_that_are_not_there_are_refused_with_what_is(run, stored):
         stored.maps("one", [-1])
     with pytest.raises(InvalidArgument, match="the name of an image of test"):
         stored.find("images/7")
+
+
+LOST = {
+    "images/c/1/0/0/0": lambda stored: stored.pictures([4]),
+    "maps/one/c/2/0/0": lambda stored: stored.maps("one", [0, 6]),
+    "masks/c/0/0/0": lambda stored: stored.masks([2]),
+    "labels/c/0": lambda stored: stored.labels,
+    "has_mask/c/0": lambda stored: stored.masks([2]),
+    "mask_energy/one/c/0": lambda stored: stored.mask_energy("one"),
+    "attention/one/c/0/0/0": lambda stored: stored.attention("one"),
+    "probabilities/one/c/0/0": lambda stored: stored.probabilities("one"),
+}
+
+
+@pytest.mark.parametrize("file", LOST)
+def test_a_lost_file_is_said_and_not_read_as_zeros(run, tmp_path, file):
+    copy = shutil.copytree(run.path, tmp_path / "kept")
+    (copy / "maps.zarr" / "splits" / "test" / file).unlink()
+    stored = StoredSplit(RunDirectory.open(copy), "test")
+    with pytest.raises(RunError, match=r"is lost|answers of one are missing"):
+        LOST[file](stored)
+    assert stored.maps("two", [0]).any()
+
+
+def test_what_is_zero_everywhere_is_not_taken_for_lost(run, tmp_path, split):
+    copy = shutil.copytree(run.path, tmp_path / "kept")
+    group = zarr.open_group(copy / "maps.zarr", mode="r+")
+    nothing = ImageSet(
+        **{name: getattr(split, name) for name in ("names", "class_names", "image_shape", "context_names")},
+        labels=np.zeros(7, np.int64),
+        has_mask=np.zeros(7, bool),
+        reader=lambda indices: (np.full((len(indices), 10, 13, 1), -0.5, np.float32),) * 2,
+        contexts=np.zeros(7, np.int64),
+        context_agrees=np.zeros(7, bool),
+    )
+    write_split(group.create_group("splits/black"), nothing, (-0.5, 0.5), "wbp", 3)
+    writer = MapWriter(group["splits/black"], "one", split.image_shape, 7, 3)
+    for start in (0, 3, 6):
+        writer(slice(start, min(start + 3, 7)), np.zeros((min(3, 7 - start), 10, 13), np.float32))
+    writer.finish(ANSWERS["one"], np.zeros(7))
+    stored = StoredSplit(RunDirectory.open(copy), "black")
+    assert not stored.pictures(range(7)).any()
+    assert not stored.maps("one", range(7)).any()
+    assert stored.masks(range(7)) == [None] * 7
+    assert image_table(stored, "one")["agrees"].tolist() == [False] * 7
 
 
 def test_a_run_without_maps_says_how_to_get_them(tmp_path, run):

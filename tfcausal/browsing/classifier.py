@@ -139,7 +139,9 @@ class LoadedClassifier:
         return LogitParts(classes, parts.logits, answers[classes], pixels, parts.bias)
 
     def deletion_curves(self, image: np.ndarray, maps: np.ndarray, steps: int = 20, seed: int = 0) -> np.ndarray:
-        """Probability of the predicted class while pixels are deleted, most salient first; at last in random order.
+        """Probability of the predicted class while pixels become mid-grey, most salient first; at last in random order.
+
+        Mid-grey is the middle between black and white.
 
         Args:
             image: In the range of `pixels`, (height, width, channels).
@@ -151,7 +153,9 @@ class LoadedClassifier:
             Curves, (n + 1, steps + 1).
         """
         with self._lock:
-            deletion = self._deletions.setdefault(steps, Deletion(self.model, steps))
+            if steps not in self._deletions:
+                self._deletions[steps] = Deletion(self.model, steps, baseline=sum(self.pixels) / 2)
+            deletion = self._deletions[steps]
         control = deletion.random_maps(image[None], seed)
         every = np.concatenate([maps[..., None], control])
         return deletion.curves(np.repeat(image[None], len(every), axis=0), every)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfcausal.browsing.effects import StoredEffects
+from tfcausal.browsing.maps import WHOLE, lost_files
 from tfcausal.errors import InvalidArgument, RunError, message
 
 
@@ -38,6 +39,7 @@ class StoredEffectMaps:
             attributes: dict[str, Any] = group.attrs.asdict()
             self.names = tuple(map(str, attributes["names"]))
             self.conditions = tuple(map(str, attributes["conditions"]))
+            self._is_whole = bool(attributes.get(WHOLE, False))
             low, high = attributes["value_range"]
             self._range = float(low), float(high)
             if low == high:
@@ -148,6 +150,9 @@ class StoredEffectMaps:
             array = self._group[key]
             if array.ndim != rank + 1 or array.shape[0] != len(self):
                 raise ValueError(f"{key} has the shape {array.shape}")
+            lost = lost_files(self._path, array, [position]) if self._is_whole else []
+            if lost:  # it would read as zeros
+                raise ValueError(f"{lost[0].relative_to(self._path)} is lost")
             values = np.asarray(array[position])
             if not np.isfinite(values).all():
                 raise ValueError(f"{key} has values that are not finite")

@@ -20,7 +20,7 @@ from tfcausal.effects.expected import head_kind
 from tfcausal.effects.image_effects import ImageEffects
 from tfcausal.effects.maps import PixelEffects
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
-from tfcausal.interventions.adversarial import ATTACKS, Attack, get_attack
+from tfcausal.interventions.adversarial import ATTACKS, Attack, default_step, get_attack
 from tfcausal.saliency.arguments import check_integer
 
 PIXEL_EFFECTS = "pixel_effects"
@@ -153,14 +153,13 @@ class Interventions:
         check_integer("steps", steps)
         check_integer("seed", seed, 0)
         images = self._checked(image)
-        eps_step = eps / steps if name == "bim" else min(eps, 2.5 * eps / steps)  # as of `get_attack`
         low, high = sorted(self.classifier.pixels)
         with self._lock:
             try:
                 if self._attack is None:
                     self._attack = get_attack("fgsm", self.classifier.model, (low, high))
-                chosen = replace(self._attack, name=name, eps=eps, steps=steps, eps_step=eps_step, seed=seed)
-                return chosen(images)[0]
+                step = default_step(name, eps, steps)
+                return replace(self._attack, name=name, eps=eps, steps=steps, eps_step=step, seed=seed)(images)[0]
             except ImportError as error:
                 raise UnsupportedOperation(str(error)) from error
 

@@ -11,13 +11,17 @@
       mask_energy/<model>      (N,)            share of positive saliency inside the mask
       attention/<model>        (N, 8, 8)       where the positive saliency lies, coarsely
 
-What has one value per image is one small column, whatever the number of images; pictures have a chunk each. Images of
-8 bits come back exactly as the models saw them, others to within 1/131070 of the pixels' range.
+What has one value per image is one small column, whatever the number of images; pictures have a chunk each. Every file
+is written, also one of zeros alone: a file that is not there was lost (attribute `whole`). Images of 8 bits come back
+exactly as the models saw them, others to within 1/131070 of the pixels' range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +36,10 @@ if TYPE_CHECKING:
 CELLS = 8
 """Cells of the coarse attention along each axis of the image, or the image's pixels where it has fewer."""
 WHITE = 65535
+WHOLE = "whole"
+"""Attribute of a group whose arrays were written with :data:`EVERY_FILE`."""
+EVERY_FILE: Any = {"write_empty_chunks": True}
+"""How zarr writes an array so that a file of zeros alone can be told from one that was lost."""
 
 
 def write_split(
@@ -62,13 +70,11 @@ def write_split(
         method=method,
         value_range=list(value_range),
         context_names=list(split.context_names),
+        **{WHOLE: True},
     )
-    group.create_array("labels", data=split.labels)
-    group.create_array("has_mask", data=split.has_mask)
-    if split.contexts is not None:
-        group.create_array("contexts", data=split.contexts)
-    if split.context_agrees is not None:
-        group.create_array("context_agrees", data=split.context_agrees)
+    for name in ("labels", "has_mask", "contexts", "context_agrees"):
+        if (values := getattr(split, name)) is not None:
+            group.create_array(name, data=values, config=EVERY_FILE)
     # Shuffled, the two equal bytes of an 8-bit value cost hardly more than one.
     packed = zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
     images = group.create_array(
@@ -78,9 +84,15 @@ def write_split(
         shards=(shard, height, width, channels),
         dtype="uint16",
         compressors=packed,
+        config=EVERY_FILE,
     )
     masks = group.create_array(
-        "masks", shape=(count, height, width), chunks=(1, height, width), shards=(shard, height, width), dtype="bool"
+        "masks",
+        shape=(count, height, width),
+        chunks=(1, height, width),
+        shards=(shard, height, width),
+        dtype="bool",
+        config=EVERY_FILE,
     )
     area = np.full(count, np.nan, np.float32)
     for start in range(0, count, batch_size):
@@ -91,7 +103,7 @@ def write_split(
         masks[part] = (inside[..., 0] > 0.5) & known[:, None, None]
         area[part][known] = inside[known].mean(axis=(1, 2, 3))
         advance(len(pixels))
-    group.create_array("mask_area", data=area)
+    group.create_array("mask_area", data=area, config=EVERY_FILE)
 
 
 class MapWriter:
@@ -116,6 +128,7 @@ class MapWriter:
             chunks=(1, height, width),
             shards=(min(batch_size, count), height, width),
             dtype="float32",
+            config=EVERY_FILE,
         )
         self._attention = np.zeros((count, min(CELLS, height), min(CELLS, width)), np.float32)
 
@@ -138,7 +151,22 @@ class MapWriter:
         """
         columns = {"attention": self._attention, "probabilities": probabilities}
         for name, values in {**columns, "mask_energy": mask_energy.astype(np.float32)}.items():
-            self._group.create_array(f"{name}/{self._model}", data=values)
+            self._group.create_array(f"{name}/{self._model}", data=values, config=EVERY_FILE)
+
+
+def lost_files(store: Path, array: zarr.Array[Any], rows: Iterable[int]) -> list[Path]:
+    """The files of an array that are not there, which zarr reads as zeros.
+
+    Args:
+        store: Where the store is.
+        array: An array of it, all of whose files were written.
+        rows: The places along its first axis that are looked at.
+    """
+    lengths = array.shards or array.chunks
+    grid = [range(math.ceil(size / length)) for size, length in zip(array.shape, lengths, strict=True)]
+    keys = product(sorted({row // lengths[0] for row in rows}), *grid[1:])
+    files = [store / array.path / array.metadata.encode_chunk_key(key) for key in keys]
+    return [file for file in files if not file.is_file()]
 
 
 def attention(maps: np.ndarray, cells: int = CELLS) -> np.ndarray:

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -120,8 +120,18 @@ class RunsFolder:
             _check_status(run, status)
         except TfCausalError as error:
             return RunSummary(name, "broken", str(error))
-        state: RunState = "stopped" if status.state == "running" and _is_abandoned(run) else status.state
-        return RunSummary(name, state, status.error, status.started, status.updated, tuple(run.config.models))
+        models = tuple(run.config.models)
+        return self.refreshed(RunSummary(name, status.state, status.error, status.started, status.updated, models))
+
+    def refreshed(self, summary: RunSummary) -> RunSummary:
+        """A summary that is still true, with whether a process works on an unfinished run by now; reads no settings.
+
+        Args:
+            summary: As from :meth:`summary`, of a run that has the same :meth:`version` since.
+        """
+        if summary.state not in ("running", "stopped"):
+            return summary
+        return replace(summary, state="stopped" if _is_abandoned(self.path / summary.name) else "running")
 
     def version(self, name: str) -> str:
         """What changes whenever a finished part of a run does, for caches; the same for a run that is gone.
@@ -292,12 +302,12 @@ def _check_status(run: RunDirectory, status: Status) -> None:
             raise TypeError(f"error: expected a text or null; received {type(status.error).__name__}")
 
 
-def _is_abandoned(run: RunDirectory) -> bool:
+def _is_abandoned(run: Path) -> bool:
     """Whether the process that held the lock of an unfinished run is gone; false where that cannot be told."""
     if sys.platform == "win32":  # there, signal 0 ends the process
         return False
     try:
-        holder = int((run.path / ".lock").read_text(encoding="ascii"))
+        holder = int((run / ".lock").read_text(encoding="ascii"))
         os.kill(holder, 0)
     except ProcessLookupError:
         return True

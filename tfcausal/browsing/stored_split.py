@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from tfcausal.browsing.maps import attention, from_codes
+from tfcausal.browsing.maps import WHOLE, attention, from_codes, lost_files
 from tfcausal.browsing.reading import reading
 from tfcausal.config_errors import closest
 from tfcausal.errors import InvalidArgument, RunError, message
@@ -55,6 +55,7 @@ class StoredSplit:
             self.names = tuple(map(str, attributes["names"]))
             self.method = str(attributes["method"])
             self.context_names = tuple(map(str, attributes.get("context_names", ())))
+            self._is_whole = bool(attributes.get(WHOLE, False))
             self.value_range = _pair(attributes["value_range"]) if "images" in group else None
             measured = set(group["probabilities"].array_keys()) if "probabilities" in group else set()
             self.models = tuple(model for model in run.config.models if model in measured)
@@ -63,6 +64,9 @@ class StoredSplit:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._positions
 
     @property
     def has_images(self) -> bool:
@@ -185,10 +189,11 @@ class StoredSplit:
 
     def _column(self, key: str) -> np.ndarray:
         with self._reading():
-            values = np.asarray(self._group[key][:])
-            if len(values) != len(self):
-                raise ValueError(f"{key} has {len(values)} values")
-        return values
+            array = self._group[key]
+            if array.shape[0] != len(self):
+                raise ValueError(f"{key} has {array.shape[0]} values")
+            self._check_files(array, range(0, len(self), array.chunks[0]))
+            return np.asarray(array[:])
 
     def _pictures(self, key: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         chosen = np.asarray(indices, np.int64)
@@ -199,10 +204,17 @@ class StoredSplit:
             array = self._group[key]
             if array.shape[0] != len(self):
                 raise ValueError(f"{key} has {array.shape[0]} pictures")
+            self._check_files(array, chosen.tolist())
             values = np.asarray(array.oindex[chosen])
         if values.dtype.kind == "f" and not np.isfinite(values).all():
             raise self._error(f"{key} has values that are not finite")
         return values
+
+    def _check_files(self, array: Any, rows: Iterable[int]) -> None:
+        """Where every file was written, one that is not there was lost; zarr reads it as zeros."""
+        lost = lost_files(self.path, array, rows) if self._is_whole else []
+        if lost:
+            raise self._error(f"{lost[0].relative_to(self.path)} is lost")
 
     def _reading(self) -> Any:
         return reading(self.path, _REMEDY)

@@ -19,6 +19,7 @@ import tensorflow as tf
 import zarr
 
 from tfcausal.atomic import atomic_path
+from tfcausal.browsing.maps import EVERY_FILE, WHOLE
 from tfcausal.effect_study.evidence import on_predicted
 from tfcausal.effect_study.plan import Level, Plan
 from tfcausal.effect_study.rows import CLEAN
@@ -84,6 +85,7 @@ class ShownImages:
                 positions=self.positions.tolist(),
                 class_names=None if names is None else list(names),
                 value_range=list(low_high),
+                **{WHOLE: True},
             )
             for condition in plan.conditions:
                 _put(group, f"images/{condition}", images[condition])
@@ -170,4 +172,4 @@ def _codes(concepts: Concepts, images: np.ndarray) -> np.ndarray:
 def _put(group: zarr.Group, name: str, values: np.ndarray) -> None:
     """An array with one chunk per image."""
     array = np.ascontiguousarray(values)
-    group.create_array(name, data=array, chunks=(1, *array.shape[1:]))
+    group.create_array(name, data=array, chunks=(1, *array.shape[1:]), config=EVERY_FILE)

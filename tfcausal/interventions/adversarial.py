@@ -214,18 +214,22 @@ def get_attack(
         expected = "an attack for labels that do not exclude each other"
         received = "'jsma', which leads from one class to another"
         raise InvalidArgument(message("name", expected, received, "Take fgsm, bim or pgd."))
-    first_step = eps / steps if name == "bim" else min(eps, 2.5 * eps / steps)
     return Attack(
         name=name,
         classifier=compiled_classifier(functions, check_clip_values((0.0, 1.0))),
         clip_values=(low, high),
         eps=float(eps),
         steps=int(steps),
-        eps_step=float(first_step if eps_step is None else eps_step),
+        eps_step=float(default_step(name, eps, steps) if eps_step is None else eps_step),
         gamma=None if gamma is None else float(gamma),
         seed=int(seed),
         batch_size=int(batch_size),
     )
+
+
+def default_step(name: str, eps: float, steps: int) -> float:
+    """The change of an iteration where none is given, see `eps_step` of :func:`get_attack`."""
+    return eps / steps if name == "bim" else min(eps, 2.5 * eps / steps)
 
 
 def _is_share(value: object) -> bool:
