@@ -48,6 +48,10 @@ benchmarks: setup
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/bf16.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/explorer.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/demo.py
 
 clean:

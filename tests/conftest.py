@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -59,6 +62,38 @@ def run_command(command):
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def serving(command):
+    """Starts a command that goes on until it is ended; gives the process and what it said until it was ready."""
+
+    @contextmanager
+    def serve(ready, *words, cwd, ending=signal.SIGINT):
+        # A process that was started in the background of a shell ignores SIGINT, and hands that on to its children.
+        listening = (
+            "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", listening, *command, *words],
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "COLUMNS": "200"},
+        )
+        try:
+            deadline, lines = time.monotonic() + 120, []
+            while not any(ready in line for line in lines):
+                assert time.monotonic() < deadline
+                assert process.poll() is None, lines
+                lines.append(process.stderr.readline())
+            yield process, lines
+        finally:
+            process.send_signal(ending)
+            process.communicate(timeout=30)
+
+    return serve
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tfcausal import explain as explain_module
+from tfcausal import explanation_files
 from tfcausal.data.image_files import find_images, output_names
 from tfcausal.errors import DataError, InvalidArgument, RunError, TfCausalError
 from tfcausal.explain import Settings, explain_files
@@ -202,7 +202,7 @@ def test_an_interrupted_run_leaves_only_whole_files(model_path, tmp_path, monkey
             raise KeyboardInterrupt
         return explanation(*arguments)
 
-    monkeypatch.setattr(explain_module, "explanation", interrupted)
+    monkeypatch.setattr(explanation_files, "explanation", interrupted)
     with pytest.raises(KeyboardInterrupt):
         explained(model_path, [tmp_path / "images"], tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.npy", "a.png"]

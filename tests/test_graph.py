@@ -184,6 +184,18 @@ def test_the_head_is_split_off(name, caplog):
     np.testing.assert_allclose(graph.head(activations[graph.logits]), model(x), atol=1e-6)
 
 
+def test_the_head_keeps_its_own_precision():
+    """A softmax in float32 behind layers in bfloat16, as mixed precision is meant: not rounded to 8 bits."""
+    inputs = keras.Input((8,))
+    logits = L.Dense(3, dtype=keras.DTypePolicy("mixed_bfloat16"))(inputs)
+    model = keras.Model(inputs, L.Activation("softmax", dtype="float32")(logits))
+    graph = OperationGraph(model)
+    images = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
+    probabilities = graph.head(graph.run(images)[graph.logits])
+    assert probabilities.dtype == tf.float32
+    np.testing.assert_allclose(probabilities, model(images), rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("activation", [None, "linear", "relu"])
 def test_a_model_of_logits_has_no_head(activation, caplog):
     inputs = keras.Input((4,))

@@ -44,6 +44,7 @@ _PUBLIC = {
     "available_explainers": "tfcausal.saliency.registry",
     "chexnet": "tfcausal.models.backbones.applications",
     "choose_strategy": "tfcausal.distributed",
+    "export_model": "tfcausal.export",
     "flatten": "tfcausal.functional",
     "get_attack": "tfcausal.interventions.adversarial",
     "get_explainer": "tfcausal.saliency.registry",

@@ -9,7 +9,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -181,3 +181,31 @@ def try_lock(file: TextIO) -> bool:
     except OSError:  # a network file system without locks
         return True
     return True
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder for writing.
+
+    The operating system releases the lock when the process ends, however it ends. On Windows, and on file systems
+    without locks, nothing is locked.
+
+    Args:
+        folder: A folder that is there.
+
+    Raises:
+        RunError: If another process holds it.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(folder / ".lock", "a+", encoding="ascii"))
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        if not try_lock(file):
+            file.seek(0)
+            holder = f"another process (pid {file.read() or 'unknown'})"
+            raise RunError(f"{folder} is being written by {holder}. Wait until it has ended.")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -6,24 +6,30 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from tfcausal import __version__
-from tfcausal.cli_console import fail, native_messages_held_back, parsed_options, wide_console
+from tfcausal.cli_console import fail, native_messages_held_back, wide_console
 from tfcausal.cli_effects import EPILOG as EFFECTS_EPILOG
 from tfcausal.cli_effects import effects
+from tfcausal.cli_explain import EPILOG as EXPLAIN_EPILOG
+from tfcausal.cli_explain import explain
 from tfcausal.cli_explorer import EPILOG as EXPLORE_EPILOG
 from tfcausal.cli_explorer import MASK_EPILOG, explore, mask
 from tfcausal.cli_export import EPILOG as EXPORT_EPILOG
 from tfcausal.cli_export import export
+from tfcausal.cli_options import Address, Workers
+from tfcausal.cli_serve_client import EPILOG as SERVE_CLIENT_EPILOG
+from tfcausal.cli_serve_client import serve_client
 from tfcausal.errors import TfCausalError
 
 if TYPE_CHECKING:
     from tfcausal.runs import RunDirectory
+    from tfcausal.scale.training import RayTraining
 
 app = typer.Typer(
     name="tfcausal",
@@ -45,21 +51,9 @@ _RUN_EPILOG = """
 
 `tfcausal run --resume runs/quickstart`
 
+`tfcausal run configs/quickstart.yaml --engine ray --workers 2`
+
 `tfcausal run configs/quickstart.yaml --dry-run`
-"""
-
-_EXPLAIN_EPILOG = """
-**Examples**
-
-`tfcausal explain runs/quickstart photo.png --model ppi`
-
-`tfcausal explain model.keras images/ --method lrp.epsilon_plus --pixels -1 1`
-
-`tfcausal explain model.keras photo.jpg --method grad_cam --layer backbone/conv5 --target zebra`
-
-`tfcausal explain model.keras photo.jpg --method occlusion --option patch=16 --option stride=8`
-
-`tfcausal explain --list-methods`
 """
 
 _DOCTOR_EPILOG = """
@@ -103,6 +97,11 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved configuration and do nothing else.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="Where the models are trained: local, or ray (extra `ray`), by --workers processes.")
+    ] = "local",
+    workers: Workers = None,
+    address: Address = None,
 ) -> None:
     """Train models, evaluate them where the context misleads, and write a report.
 
@@ -110,125 +109,45 @@ def run(
     """
     from tfcausal.config import dump_config, load_config
     from tfcausal.runs import RunDirectory
+    from tfcausal.scale.engine import check_engine
 
     console = wide_console()
+    check_engine(engine, workers, address)
+    training = _ray_training(workers or 1, address) if engine == "ray" else None
     if resume is not None:
         if config is not None or overrides or name or runs:
             fail("--resume takes the configuration of the run itself: leave out CONFIG, --set, --name and --runs.")
         directory = RunDirectory.open(resume)
-        if dry_run:
-            typer.echo(dump_config(directory.config), nl=False)
-            return
+        resolved = directory.config
     else:
         if config is None:
             fail("Give a configuration, for instance `tfcausal run configs/quickstart.yaml`, or --resume RUN.")
         # As a YAML text: a name such as 2024 is not a number.
         resolved = load_config(config, [*(overrides or []), *([f"name={json.dumps(name)}"] if name else [])])
-        if dry_run:
-            typer.echo(dump_config(resolved), nl=False)
-            return
+    if dry_run:
+        typer.echo(dump_config(resolved), nl=False)
+        return
+    if training is not None:
+        training.check(resolved)
+    if resume is None:
         directory = RunDirectory.create(runs or Path("runs"), resolved)
     if directory.status.state != "complete":
-        _run(directory)
+        _run(directory, training)
     elif resume is not None:
         console.print(f"{directory.path} is complete.")
     _show(directory, console)
 
 
-@app.command(epilog=_EXPLAIN_EPILOG)
-def explain(
-    source: Annotated[
-        Path | None,
-        typer.Argument(metavar="RUN_OR_MODEL", help="A run directory, or a model saved by Keras (.keras, .h5)."),
-    ] = None,
-    images: Annotated[
-        list[Path] | None, typer.Argument(metavar="IMAGES...", help="PNG and JPEG files, and folders of them.")
-    ] = None,
-    method: Annotated[str, typer.Option(help="The saliency method; see --list-methods.")] = "wbp",
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="An option of the method; may be given several times."),
-    ] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="The layer that a class activation map shows: its name, or its path.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Which model of a run that has several.")] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(metavar="CLASS", help="The class to explain, by name or number.", show_default="predicted"),
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="The folder to write to.", show_default="explanations/METHOD")
-    ] = None,
-    pixels: Annotated[
-        tuple[float, float] | None,
-        typer.Option(
-            metavar="LOW HIGH",
-            help="What black and white are in the model's input. Known for a run; for a model file 0 255 if it begins "
-            "with a layer that scales pixels, else 0 1.",
-        ),
-    ] = None,
-    size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="For a model that takes images of any size.")
-    ] = None,
-    reducer: Annotated[
-        str | None,
-        typer.Option(help="Reduce the channels of the raw maps: sum, mean, max or abs_max.", show_default="keep them"),
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the files of an earlier explanation.")
-    ] = False,
-    list_methods: Annotated[bool, typer.Option("--list-methods", help="Show the saliency methods and exit.")] = False,
-) -> None:
-    """Show what a trained model looks at in images.
+def _ray_training(workers: int, address: str | None) -> RayTraining:
+    from tfcausal.scale.ray_session import ray_module
 
-    Writes for every image an overlay (PNG: red speaks for the class, blue against it) and the raw map (.npy), and at
-    last explanations.json with the model's answers.
-    """
-    from tfcausal.data.image_files import find_images
-    from tfcausal.saliency.registry import find_explainer
-
-    if list_methods:
-        _list_methods()
-        return
-    if source is None or not images:
-        fail("Give a run or a model and images, for instance `tfcausal explain runs/quickstart photo.png`.")
-    find_explainer(method)
-    files = find_images(images)
-    chosen = {**parsed_options(options or []), **({} if layer is None else {"layer": layer})}
-    folder = output or Path("explanations", method)
-    console = Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
+    ray_module(address)  # that it is there is known before anything is made
     with native_messages_held_back():
-        import tensorflow as tf
-
-        from tfcausal.explain import Settings, explain_files
-        from tfcausal.progress import ConsoleProgress
-
-        tf.config.list_logical_devices()  # the start-up messages of the devices come now
-    settings = Settings(method, chosen, target, pixels, size, cast(Any, reducer), overwrite)
-    with ConsoleProgress(console) as progress:
-        records = explain_files(source, files, folder, settings, progress, model, say)
-    counted = "1 image" if len(records) == 1 else f"{len(records)} images"
-    typer.echo(f"Explained {counted} with {method}: {folder}")
+        from tfcausal.scale.training import RayTraining
+    return RayTraining(workers, address)
 
 
-def _list_methods() -> None:
-    from rich.table import Table
-
-    from tfcausal.saliency.registry import available_explainers
-
-    table = Table("method", "what its map tells", "source")
-    for entry in available_explainers():
-        needs = f" (needs tfcausal[{entry.needs}])" if entry.needs else ""
-        table.add_row(entry.name, escape(entry.description + needs), escape(entry.source))
-    wide_console().print(table)
-
-
-def _run(directory: RunDirectory) -> None:
+def _run(directory: RunDirectory, training: RayTraining | None) -> None:
     console = Console(stderr=True)
     with native_messages_held_back():
         import tensorflow as tf
@@ -240,7 +159,7 @@ def _run(directory: RunDirectory) -> None:
         tf.get_logger().setLevel("ERROR")  # as for effects
     try:
         with ConsoleProgress(console) as progress:
-            run_experiment(directory, progress)
+            run_experiment(directory, progress, *([] if training is None else [training]))
     except KeyboardInterrupt:
         console.print(f"Interrupted. Go on with `tfcausal run --resume {directory.path}`.", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -253,10 +172,12 @@ def _show(directory: RunDirectory, console: Console) -> None:
     console.print(f"Report: {directory.report_path}", soft_wrap=True, highlight=False)
 
 
+app.command(epilog=EXPLAIN_EPILOG)(explain)
 app.command(epilog=EFFECTS_EPILOG)(effects)
 app.command(epilog=EXPLORE_EPILOG)(explore)
 app.command(epilog=MASK_EPILOG)(mask)
 app.command(epilog=EXPORT_EPILOG)(export)
+app.command("serve-client", epilog=SERVE_CLIENT_EPILOG)(serve_client)
 
 
 @app.command(epilog=_DOCTOR_EPILOG)

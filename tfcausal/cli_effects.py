@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from tfcausal.cli_console import native_messages_held_back, wide_console
+from tfcausal.cli_options import RUN_OR_MODEL, Pixels, Size
 
 EPILOG = """
 **Examples**
@@ -26,9 +27,7 @@ EPILOG = """
 
 
 def effects(
-    source: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run directory, or a model saved by Keras (.keras, .h5).")
-    ],
+    source: Annotated[Path, RUN_OR_MODEL],
     images: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -52,13 +51,8 @@ def effects(
     output: Annotated[
         Path | None, typer.Option(help="The folder to write to.", show_default="the run, or effects/MODEL")
     ] = None,
-    pixels: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="What black and white are in the input of a model file; see `explain`."),
-    ] = None,
-    size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="For a model that takes images of any size.")
-    ] = None,
+    pixels: Pixels = None,
+    size: Size = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace effects that were measured before.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved section and do nothing else.")] = False,
 ) -> None:
@@ -77,9 +71,6 @@ def effects(
         return
     console = Console(stderr=True)
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
     with native_messages_held_back():
         import tensorflow as tf
 
@@ -91,7 +82,7 @@ def effects(
         tf.get_logger().setLevel("ERROR")  # every level has compiled functions of its own, which it takes for retracing
     try:
         with ConsoleProgress(console) as progress:
-            stores = measure_effects(request, chosen, progress, say)
+            stores = measure_effects(request, chosen, progress, progress.say)
     except KeyboardInterrupt:
         console.print("Interrupted. The same command, without --overwrite, goes on.", soft_wrap=True)
         raise typer.Exit(130) from None

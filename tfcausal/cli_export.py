@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from tfcausal.cli_console import fail, native_messages_held_back, parsed_options, wide_console
+from tfcausal.cli_console import native_messages_held_back, wide_console
+from tfcausal.cli_options import (
+    RUN_OR_MODEL,
+    LabelNames,
+    Layer,
+    MethodOptions,
+    ModelOfRun,
+    Pixels,
+    Size,
+    label_names,
+    method_options,
+)
 
 if TYPE_CHECKING:
     from tfcausal.serving.checking import Comparison
@@ -31,40 +41,21 @@ Then serve it: `docker run -p 8501:8501 -v $PWD/saved_models/ppi:/models/ppi -e 
 
 
 def export(
-    source: Annotated[
-        Path, typer.Argument(metavar="RUN_OR_MODEL", help="A run directory, or a model saved by Keras (.keras, .h5).")
-    ],
-    model: Annotated[str | None, typer.Option(help="Which model of a run that has several.")] = None,
+    source: Annotated[Path, RUN_OR_MODEL],
+    model: ModelOfRun = None,
     method: Annotated[
         str, typer.Option(help="The saliency method of the signature `explain`; see `tfcausal explain --list-methods`.")
     ] = "wbp",
-    options: Annotated[
-        list[str] | None,
-        typer.Option("--option", metavar="KEY=VALUE", help="An option of the method; may be given several times."),
-    ] = None,
-    layer: Annotated[
-        str | None, typer.Option(help="The layer that a class activation map shows: its name, or its path.")
-    ] = None,
+    options: MethodOptions = None,
+    layer: Layer = None,
     output: Annotated[Path, typer.Option(help="The folder of all exported models.")] = Path("saved_models"),
     name: Annotated[
         str | None, typer.Option(help="Name of the exported model.", show_default="that of the model, or of its file")
     ] = None,
     version: Annotated[int | None, typer.Option(help="Its version.", show_default="the next one")] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAMES_OR_FILE",
-            help="Names of the classes by index, with commas between them, or a text file with one in every line.",
-            show_default="those of the run, else numbers",
-        ),
-    ] = None,
-    pixels: Annotated[
-        tuple[float, float] | None,
-        typer.Option(metavar="LOW HIGH", help="What black and white are in the input of a model file; see `explain`."),
-    ] = None,
-    size: Annotated[
-        tuple[int, int] | None, typer.Option(metavar="HEIGHT WIDTH", help="For a model that takes images of any size.")
-    ] = None,
+    labels: LabelNames = None,
+    pixels: Pixels = None,
+    size: Size = None,
     multi_label: Annotated[
         bool | None,
         typer.Option(
@@ -93,22 +84,19 @@ def export(
     and, where concepts were trained, effects; its labels, requests to warm up with, and a card. A version is never
     replaced. Ends with exit code 1 if --check finds a difference.
     """
-    chosen: dict[str, Any] = {**parsed_options(options or []), **({} if layer is None else {"layer": layer})}
-    names = None if labels is None else _labels(labels)
-    console = Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
+    chosen = method_options(options, layer)
+    names = None if labels is None else label_names(labels)
     with native_messages_held_back():
         import tensorflow as tf
 
         from tfcausal.export import MOST_PIXELS, Choices, export_model
+        from tfcausal.progress import ConsoleProgress
 
         tf.config.list_logical_devices()  # the start-up messages of the devices come now
         tf.get_logger().setLevel("ERROR")
     most = MOST_PIXELS if most_pixels is None else most_pixels
     choices = Choices(method, chosen, names, pixels, size, multi_label, most)
+    say = ConsoleProgress().say
     stated = {} if intended_use is None else {"intended_use": intended_use}
     export = export_model(
         source, choices, model=model, output=output, name=name, version=version, check=check, say=say, **stated
@@ -119,17 +107,6 @@ def export(
         say("It does not answer as the model does, and was not published.")
         raise typer.Exit(1)
     typer.echo(f"Exported {', '.join(export.signatures)}: {export.path}")
-
-
-def _labels(given: str) -> list[str]:
-    """Names with commas between them, or those of a file."""
-    path = Path(given)
-    if path.suffix.lower() != ".txt":
-        return [label.strip() for label in given.split(",")]
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        fail(f"--labels {given}: the file cannot be read ({error}).")
 
 
 def _table(comparisons: Sequence[Comparison]) -> Table:

@@ -33,6 +33,10 @@ class TrainingDiverged(TfCausalError):
     """Training was stopped: a loss is not finite, or an objective has run away."""
 
 
+class WorkerLost(TfCausalError):
+    """Another process of the same training has failed or ended."""
+
+
 def message(name: str, expected: str, received: object, remedy: str = "") -> str:
     """Put an error's four parts into the project's one form.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -32,8 +33,10 @@ from tfcausal.training import check_models, train_models, trained_on, training_s
 
 __all__ = ["build_model", "check_data", "headline_split", "load_data", "make_deterministic", "run_experiment"]
 
+Train = Callable[[RunDirectory, DataSet, ConsoleProgress, tf.distribute.Strategy], None]
 
-def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
+
+def run_experiment(run: RunDirectory, progress: ConsoleProgress, train: Train = train_models) -> dict[str, Any]:
     """Do what is left to do of a run: train, evaluate, report.
 
     What is there already is kept: trained models are loaded, and a training goes on from its last epoch.
@@ -41,6 +44,8 @@ def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, An
     Args:
         run: The run directory, new or unfinished.
         progress: Where to show how far the run is.
+        train: Trains the models that are not trained yet; in this process, or as
+            :class:`tfcausal.scale.training.RayTraining` does.
 
     Returns:
         The metrics, as in `metrics.json`.
@@ -52,7 +57,7 @@ def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, An
     with run.lock():
         run.set_status("running")
         try:
-            metrics = _run(run, progress)
+            metrics = _run(run, progress, train)
         except Exception as error:
             # What tfcausal did not raise on purpose keeps its traceback; the run says what it was all the same.
             own = isinstance(error, TfCausalError)
@@ -63,7 +68,7 @@ def run_experiment(run: RunDirectory, progress: ConsoleProgress) -> dict[str, An
     return metrics
 
 
-def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
+def _run(run: RunDirectory, progress: ConsoleProgress, train: Train) -> dict[str, Any]:
     config = run.config
     try:
         strategy = choose_strategy(config.training.strategy)
@@ -78,7 +83,7 @@ def _run(run: RunDirectory, progress: ConsoleProgress) -> dict[str, Any]:
         raise
     check_unchanged(data, run.path / "data.json")
     run.add_environment(environment(config.seed))
-    train_models(run, data, progress, strategy)
+    train(run, data, progress, strategy)
     metrics = _evaluate(run, data, progress)
     run.write_metrics(metrics)
     if config.effects is not None:

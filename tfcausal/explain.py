@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfcausal.atomic import atomic_path, to_json, write_atomic
-from tfcausal.config_errors import closest
+from tfcausal.atomic import to_json, write_atomic
 from tfcausal.data.decoding import refuse_decompression_bombs
 from tfcausal.data.image_files import find_images, output_names
 from tfcausal.environment import environment
-from tfcausal.errors import InvalidArgument, RunError, message
-from tfcausal.figures import explanation
+from tfcausal.explanation_files import RECORD, check_output, chosen_class, write_explanation
 from tfcausal.graph import OperationGraph
 from tfcausal.models.inputs import image_shape, pixel_range, read_image
-from tfcausal.models.loading import LoadedModel, load_trained
+from tfcausal.models.loading import load_trained
 from tfcausal.progress import ConsoleProgress
-from tfcausal.saliency.base import Explainer, Reducer, check_reducer, reduced
+from tfcausal.saliency.base import Reducer, check_reducer, reduced
 from tfcausal.saliency.registry import find_explainer, get_explainer
 
-RECORD = "explanations.json"
 _IN_PYTHON = "Call the explainer in Python: tfcausal.get_explainer(method, model)(inputs)."
 
 
@@ -48,6 +45,102 @@ class Settings:
     size: tuple[int, int] | None = None
     reducer: Reducer | None = None
     overwrite: bool = False
+
+
+class ImageExplainer:
+    """A trained model and a saliency method for image files; what the settings leave open is chosen by the model.
+
+    Args:
+        source: A run directory, or a model file (.keras, .h5).
+        settings: How images are explained.
+        model_name: Which model of a run; may be None where there is only one.
+        say: Called with a sentence about what was chosen.
+
+    Attributes:
+        settings: As given.
+        options: The options of the method.
+        loaded: The model.
+        explainer: The method, bound to it.
+        shape: (height, width, channels) that images are resized to.
+        target: The class that is explained; None is the predicted one.
+        pixels: What black and white are in the model's input.
+
+    Raises:
+        InvalidArgument: A method, option, class or size that the model does not take.
+        RunError: The run has no such model yet.
+        UnsupportedOperation: The method does not take this model, or the model does not take images.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        settings: Settings,
+        model_name: str | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        entry = find_explainer(settings.method)
+        check_reducer(settings.reducer)
+        self.settings = settings
+        self.loaded = load_trained(source, model_name)
+        self.options = dict(settings.options or {})
+        graph = OperationGraph(self.loaded.model, self.options.get("output"))
+        self.shape = image_shape(graph, settings.size, "explain", _IN_PYTHON)
+        self.target = chosen_class(settings.target, self.loaded.class_names, graph.num_classes)
+        self.pixels = pixel_range(settings.pixels, self.loaded, graph, say)
+        if {"low", "high"}.issubset(entry.options()):  # the bounds of the pixels, which the z-box rule of LRP needs
+            self.options = {"low": min(self.pixels), "high": max(self.pixels), **self.options}
+        self.explainer = get_explainer(settings.method, self.loaded.model, **self.options)
+
+    @property
+    def answer_name(self) -> str:
+        """What the model answers with: `probability`, or `logit` if it has no softmax or sigmoid at its end."""
+        graph = self.explainer.graph
+        return "logit" if graph.output == graph.logits else "probability"
+
+    def __call__(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Explain images.
+
+        Args:
+            pictures: In [0, 1], float32 (N, height, width, channels), as :func:`tfcausal.models.inputs.read_image`
+                gives them.
+
+        Returns:
+            The model's answers (N, classes), the explained classes (N,), and the maps, float32, with all channels.
+        """
+        low, high = self.pixels
+        inputs = (low + (high - low) * pictures).astype(np.float32)
+        outputs = self.explainer.outputs(inputs)
+        classes = outputs.argmax(axis=1) if self.target is None else np.full(len(outputs), self.target)
+        return outputs, classes, self.explainer(inputs, classes)
+
+    def answer(self, scores: np.ndarray, explained: int, saliency: np.ndarray) -> dict[str, Any]:
+        """What is told of one image: the predicted and the explained class, and whether the map is 0 everywhere.
+
+        Args:
+            scores: The model's answer, (classes,).
+            explained: The explained class.
+            saliency: The map.
+        """
+        names = self.loaded.class_names
+        told: dict[str, Any] = {}
+        for role, index in (("predicted", int(scores.argmax())), ("explained", explained)):
+            told[f"{role}_class"] = index
+            told[f"{role}_name"] = None if names is None else names[index]
+            told[f"{role}_{self.answer_name}"] = float(scores[index])
+        return {**told, "map_is_zero": not saliency.any()}
+
+    def description(self) -> dict[str, Any]:
+        """What was chosen, and the versions of what it is computed with, for JSON."""
+        return {
+            "method": self.settings.method,
+            "options": self.options,
+            "reducer": self.settings.reducer,
+            "fallbacks": list(self.explainer.fallbacks),
+            "model": self.loaded.source,
+            "image_shape": list(self.shape),
+            "pixels": list(self.pixels),
+            "versions": environment(seed=0)["versions"],
+        }
 
 
 def explain_files(
@@ -82,125 +175,29 @@ def explain_files(
         RunError: The run has no such model yet, or files are there already.
         UnsupportedOperation: The method does not take this model, or the model does not take images.
     """
-    entry = find_explainer(settings.method)
-    check_reducer(settings.reducer)
+    find_explainer(settings.method)
     files = find_images(images)
     names = output_names(files)
-    _check_output(output, names, settings.overwrite)
-    loaded = load_trained(source, model_name)
-    options = dict(settings.options or {})
-    graph = OperationGraph(loaded.model, options.get("output"))
-    shape = image_shape(graph, settings.size, "explain", _IN_PYTHON)
-    target = _target(settings.target, loaded.class_names, graph.num_classes)
-    low, high = pixel_range(settings.pixels, loaded, graph, say)
-    if {"low", "high"}.issubset(entry.options()):  # the bounds of the pixels, which the z-box rule of LRP needs
-        options = {"low": min(low, high), "high": max(low, high), **options}
-    explainer = get_explainer(settings.method, loaded.model, **options)
+    check_output(output, names, settings.overwrite)
+    explain = ImageExplainer(source, settings, model_name, say)
     with progress.task("reading images", len(files)) as advance, refuse_decompression_bombs():
         for file in files:
-            read_image(file, shape)
+            read_image(file, explain.shape)
             advance()
     records: list[dict[str, Any]] = []
+    size = explain.explainer.batch_size
     with progress.task(f"explaining ({settings.method})", len(files)) as advance, refuse_decompression_bombs():
-        for first in range(0, len(files), explainer.batch_size):
-            part = slice(first, first + explainer.batch_size)
-            pictures = np.stack([read_image(file, shape) for file in files[part]])
-            inputs = (low + (high - low) * pictures).astype(np.float32)
-            outputs = explainer.outputs(inputs)
-            classes = outputs.argmax(axis=1) if target is None else np.full(len(outputs), target)
-            maps = explainer(inputs, classes)
+        for first in range(0, len(files), size):
+            part = slice(first, first + size)
+            pictures = np.stack([read_image(file, explain.shape) for file in files[part]])
             for file, name, picture, scores, explained, saliency in zip(
-                files[part], names[part], pictures, outputs, classes, maps, strict=True
+                files[part], names[part], pictures, *explain(pictures), strict=True
             ):
-                record = _record(str(file), name, scores, int(explained), explainer, loaded.class_names)
-                record["map_is_zero"] = not saliency.any()
-                lines = _title(record, settings.method)
-                write_atomic(output / f"{name}.png", explanation(picture, saliency.sum(axis=-1), lines))
-                _write_map(output / f"{name}.npy", reduced(saliency, settings.reducer))
+                record = {"file": str(file), "overlay": f"{name}.png", "map": f"{name}.npy"}
+                record |= explain.answer(scores, int(explained), saliency)
+                kept = reduced(saliency, settings.reducer)
+                write_explanation(output, record, picture, saliency, settings.method, kept)
                 records.append(record)
                 advance()
-    write_atomic(output / RECORD, to_json(_whole(settings, options, loaded, explainer, shape, (low, high), records)))
+    write_atomic(output / RECORD, to_json({**explain.description(), "images": records}))
     return records
-
-
-def _target(target: str | None, class_names: Sequence[str] | None, num_classes: int) -> int | None:
-    if target is None:
-        return None
-    if class_names is not None and target in class_names:
-        return class_names.index(target)
-    if target.isdecimal() and int(target) < num_classes:
-        return int(target)
-    expected = f"a class index in [0, {num_classes - 1}]"
-    if class_names is None:
-        raise InvalidArgument(message("target", expected, repr(target)))
-    remedy = closest(target, class_names, "classes")
-    raise InvalidArgument(message("target", f"the name of a class, or {expected}", repr(target), remedy))
-
-
-def _record(
-    file: str, name: str, scores: np.ndarray, explained: int, explainer: Explainer, class_names: Sequence[str] | None
-) -> dict[str, Any]:
-    predicted = int(scores.argmax())
-    has_head = explainer.graph.output != explainer.graph.logits
-    record: dict[str, Any] = {"file": file, "overlay": f"{name}.png", "map": f"{name}.npy"}
-    for role, index in (("predicted", predicted), ("explained", explained)):
-        record[f"{role}_class"] = index
-        record[f"{role}_name"] = None if class_names is None else class_names[index]
-        record[f"{role}_{'probability' if has_head else 'logit'}"] = float(scores[index])
-    return record
-
-
-def _title(record: Mapping[str, Any], method: str) -> list[str]:
-    lines = []
-    for role, text in (("predicted", "predicted"), ("explained", f"{method} for")):
-        name = record[f"{role}_name"]
-        label = f"class {record[f'{role}_class']}" if name is None else name
-        probability, logit = record.get(f"{role}_probability"), record.get(f"{role}_logit")
-        lines.append(f"{text} {label}, " + (f"logit {logit:.3g}" if probability is None else f"p = {probability:.3f}"))
-    return [*lines, "the map is 0 everywhere"] if record["map_is_zero"] else lines
-
-
-def _write_map(path: Path, saliency: np.ndarray) -> None:
-    with atomic_path(path) as partial:
-        np.save(partial, saliency)
-
-
-def _check_output(output: Path, names: Sequence[str], overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise RunError(f"{output}: expected a folder to write to; received a file. Choose another with --output.")
-    if overwrite:
-        return
-    for path in _written(output, names):
-        if path.exists():
-            raise RunError(
-                f"{path} exists. Choose another folder with --output, or replace its files with --overwrite."
-            )
-
-
-def _written(output: Path, names: Sequence[str]) -> Iterator[Path]:
-    yield output / RECORD
-    for name in names:
-        yield output / f"{name}.png"
-        yield output / f"{name}.npy"
-
-
-def _whole(
-    settings: Settings,
-    options: Mapping[str, Any],
-    loaded: LoadedModel,
-    explainer: Explainer,
-    shape: tuple[int, int, int],
-    pixels: tuple[float, float],
-    records: list[dict[str, Any]],
-) -> dict[str, Any]:
-    return {
-        "method": settings.method,
-        "options": dict(options),
-        "reducer": settings.reducer,
-        "fallbacks": list(explainer.fallbacks),
-        "model": loaded.source,
-        "image_shape": list(shape),
-        "pixels": list(pixels),
-        "versions": environment(seed=0)["versions"],
-        "images": records,
-    }

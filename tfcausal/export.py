@@ -27,7 +27,7 @@ from tfcausal.serving.checking import BATCH_SIZES, TOLERANCE, Comparison, compar
 from tfcausal.serving.description import description, preprocessing
 from tfcausal.serving.image_bytes import MOST_PIXELS
 from tfcausal.serving.probes import probes
-from tfcausal.serving.saving import save, traced
+from tfcausal.serving.saving import save, traced, writing
 from tfcausal.serving.signatures import Served
 from tfcausal.serving.subject import (
     Choices,
@@ -127,10 +127,11 @@ def export_model(
     about = {"name": name, "version": number}
     card = about | description(found, chosen, served, levels, functions, intended_use, fallbacks)
     with NewVersion(folder, number) as new:
-        save(served, functions, new.folder, preprocessing(served))
-        if can_write():
-            write_requests(new.folder / "assets.extra" / names.WARM_UP_FILE, name, requests)
-        else:
+        with writing(new.path):
+            save(served, functions, new.folder, preprocessing(served))
+            if can_write():
+                write_requests(new.folder / "assets.extra" / names.WARM_UP_FILE, name, requests)
+        if not can_write():
             say("Warm-up requests are left out: they need `pip install 'tfcausal[serving]'`.")
         comparisons = _compared(served, chosen, new.folder) if check else ()
         export = Export(new.path, tuple(signatures), comparisons)

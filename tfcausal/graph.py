@@ -259,11 +259,15 @@ class OperationGraph:
         return activations
 
     def head(self, logits: tf.Tensor) -> tf.Tensor:
-        """Apply the softmax or sigmoid that was split off: logits (N, classes) become the model's own output."""
+        """Apply the softmax or sigmoid that was split off: logits (N, classes) become the model's own output.
+
+        It is applied in the precision of the logits, or in that which it has in the model where that is higher.
+        """
         producer = self.producer(self.output)
         if self.output == self.logits or producer is None:
             return logits
-        return producer.compute([logits])[0]
+        own = tf.as_dtype(getattr(producer.layer, "compute_dtype", logits.dtype))
+        return producer.compute([tf.cast(logits, own) if own.size > logits.dtype.size else logits])[0]
 
     def activation_bytes(self) -> int:
         """Memory that the activations of one input take, in bytes of float32; unknown sizes count as 224."""

@@ -34,11 +34,11 @@ from tfcausal.atomic import (
     PARTIAL_PREFIX,
     atomic_path,
     cannot_write,
+    folder_lock,
     partial_path,
     partial_paths_of,
     remove,
     to_json,
-    try_lock,
     write_atomic,
 )
 from tfcausal.config import RunConfig, dump_config, load_config
@@ -313,18 +313,7 @@ class RunDirectory:
         Raises:
             RunError: If another process holds it.
         """
-        try:
-            file = open(self.path / ".lock", "a+", encoding="ascii")  # noqa: SIM115
-        except OSError as error:
-            raise cannot_write(self.path, error) from error
-        with file:
-            if not try_lock(file):
-                file.seek(0)
-                holder = f"another process (pid {file.read() or 'unknown'})"
-                raise RunError(f"{self.path} is being written by {holder}. Wait until it has ended.")
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+        with folder_lock(self.path):
             self._remove_partial_files()
             yield
 

@@ -46,6 +46,24 @@ def options_for(name: str) -> dict:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_methods_that_are_called_traceable_are_operations_of_tensorflow(name, transfer_model, images):
+    if find_explainer(name).needs:
+        pytest.importorskip("tf_keras_vis")
+    explainer = get_explainer(name, transfer_model, **options_for(name))
+    signature = [tf.TensorSpec((None, 12, 10, 3), tf.float32), tf.TensorSpec((None,), tf.int64)]
+
+    @tf.function(input_signature=signature, autograph=False)
+    def traced(batch, classes):
+        return explainer.maps((batch,), classes)
+
+    if find_explainer(name).traceable:
+        np.testing.assert_allclose(traced(images, [0, 1, 2])[0], explainer(images, [0, 1, 2]), atol=1e-4, rtol=1e-3)
+    else:
+        with pytest.raises(Exception, match=r"symbolic|numpy|Tensor|graph"):
+            traced(images, [0, 1, 2])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_method_explains_a_nested_classifier(name, transfer_model, images):
     if find_explainer(name).needs:
         pytest.importorskip("tf_keras_vis")

@@ -1,8 +1,13 @@
-"""Small classifiers, image files made by hand, and exported models to ask."""
+"""Small classifiers, image files made by hand, exported models to ask, and servers to ask them."""
 
 import io
+import socket
 import struct
 import zlib
+from contextlib import ExitStack
+from importlib import util
+from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -15,6 +20,8 @@ from tfcausal.serving.signatures import explain, predict
 from tfcausal.serving.subject import load_source, prepare
 
 L = keras.layers
+RESPONSES = Path(__file__).parents[2] / "benchmarks" / "serving_responses.py"
+collect_ignore = ["model_server"]  # run as a process of its own
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the type of colour of PNG
 
 
@@ -127,3 +134,90 @@ def saved():
         return stream.getvalue()
 
     return save
+
+
+@pytest.fixture(scope="session")
+def of_run(small_effects, tmp_path_factory):
+    """CFCN of a run, whose concepts were learned at two levels."""
+    folder = tmp_path_factory.mktemp("exports")
+    said = []
+    export = export_model(small_effects, model="cfcn", output=folder, intended_use="Tests.", say=said.append)
+    return small_effects, export, said
+
+
+@pytest.fixture(scope="session")
+def responses():
+    """The script that asks a server what docs/serving.md asks."""
+    specification = util.spec_from_file_location(RESPONSES.stem, RESPONSES)
+    script = util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    return script
+
+
+@pytest.fixture(scope="session")
+def model_server(responses):
+    """Starts servers of exported models with flags of TensorFlow Serving; they end with the tests."""
+    with ExitStack() as stack:
+
+        def start(*flags):
+            ports = stack.enter_context(responses.running(*flags))
+            address, url = f"localhost:{ports['port']}", f"http://localhost:{ports['rest_api_port']}"
+            return SimpleNamespace(address=address, url=url, ports=ports)
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def shelf(of_run, exported, classifier, tmp_path_factory):
+    """What is served: the run's `cfcn`, and two versions of `pets`, with their models by version."""
+    folder = tmp_path_factory.mktemp("shelf")
+    labels = ["cat", "dog", "Kuh ü"]
+    pets = {1: classifier(), 2: classifier(nested=False)}
+    for model in pets.values():
+        exported(model, name="pets", output=folder, labels=labels, pixels=(-1.0, 1.0), most_pixels=100_000)
+    config = folder / "models.config"
+    versions = "model_version_policy { specific { versions: 1 versions: 2 } }"
+    names = "version_labels { key: 'stable' value: 1 } version_labels { key: 'canary' value: 2 }"
+    paths = (("cfcn", of_run[1].path.parent, ""), ("pets", folder / "pets", f"{versions} {names}"))
+    entries = (
+        f"config {{ name: '{name}' base_path: '{path}' model_platform: 'tensorflow' {more} }}"
+        for name, path, more in paths
+    )
+    config.write_text(f"model_config_list {{ {' '.join(entries)} }}", encoding="utf-8")
+    return SimpleNamespace(config=config, pets=pets, labels=labels, run=of_run[0])
+
+
+@pytest.fixture(scope="session")
+def served(shelf, model_server):
+    """A server of both models."""
+    return model_server(f"--model_config_file={shelf.config}")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory, saved):
+    """A folder of files in several forms."""
+    folder, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(4)
+    for number, (kind, shape) in enumerate([("PNG", (40, 33, 3)), ("JPEG", (30, 30)), ("PNG", (24, 24))]):
+        pixels = generator.integers(0, 256, shape)
+        (folder / f"{number}.{'png' if kind == 'PNG' else 'jpg'}").write_bytes(saved(pixels, kind))
+    return folder
+
+
+@pytest.fixture
+def messy(pictures, tmp_path):
+    """The same with two files among them that a server refuses."""
+    folder = tmp_path / "messy"
+    folder.mkdir()
+    for path in pictures.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "1_text.png").write_bytes(b"no image")
+    (folder / "2_empty.jpg").touch()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -17,20 +17,11 @@ from tfcausal.export import Choices, export_model, exportable_methods
 from tfcausal.models.loading import load_trained
 from tfcausal.models.ppi import PPIModel
 from tfcausal.saliency.registry import get_explainer
-from tfcausal.serving import names, warm_up
+from tfcausal.serving import messages, names, warm_up
 from tfcausal.serving.subject import load_source, prepare
 from tfcausal.serving.versions import NewVersion, chosen_version, versions
 
 L = keras.layers
-
-
-@pytest.fixture(scope="module")
-def of_run(small_effects, tmp_path_factory):
-    """CFCN of a run, whose concepts were learned at two levels."""
-    folder = tmp_path_factory.mktemp("exports")
-    said = []
-    export = export_model(small_effects, model="cfcn", output=folder, intended_use="Tests.", say=said.append)
-    return small_effects, export, said
 
 
 def card_of(export):
@@ -200,7 +191,7 @@ def test_without_the_extra_warm_up_requests_are_left_out_and_it_says_so(classifi
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    monkeypatch.setattr(warm_up, "import_module", missing)
+    monkeypatch.setattr(messages, "import_module", missing)
     said = []
     model = classifier()
     before = [weight.numpy().copy() for weight in model.weights]
@@ -209,7 +200,7 @@ def test_without_the_extra_warm_up_requests_are_left_out_and_it_says_so(classifi
         np.testing.assert_array_equal(old, weight.numpy())
     assert said == ["Warm-up requests are left out: they need `pip install 'tfcausal[serving]'`."]
     assert not (export.path / "assets.extra").exists()
-    with pytest.raises(ImportError, match=r"tensorflow-serving-api cannot be imported .*tfcausal\[serving\]"):
+    with pytest.raises(UnsupportedOperation, match=r"`tensorflow_serving.*` cannot be imported .*tfcausal\[serving\]"):
         warm_up.write_requests(tmp_path / "requests", "small", [])
 
 
@@ -285,6 +276,20 @@ def test_an_error_while_writing_leaves_nothing(classifier, tmp_path, monkeypatch
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written"):
         export_model(classifier(nested=False), Choices(pixels=(0, 1)), output=tmp_path / "file")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(classifier, tmp_path, monkeypatch):
+    for error in (tf.errors.ResourceExhaustedError(None, None, "disk is full"), OSError(28, "No space left on device")):
+
+        def fails(module, folder, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(tf.saved_model, "save", fails)
+        with pytest.raises(
+            RunError, match=r"small/1: cannot be written: (disk is full|No space left on device)\. Check"
+        ):
+            export_model(classifier(nested=False), Choices("gradient", pixels=(0, 1)), output=tmp_path)
+        assert list((tmp_path / "small").iterdir()) == []
 
 
 def test_labels_are_texts_of_one_line(classifier):

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcausal import keras_api
-from tfcausal.errors import InvalidArgument, TfCausalError, TrainingDiverged, message
+from tfcausal.errors import InvalidArgument, TfCausalError, TrainingDiverged, WorkerLost, message
 from tfcausal.graph import OperationGraph
 from tfcausal.objectives.heads import Head
 
@@ -107,7 +107,7 @@ def plain_errors() -> Iterator[None]:
         if "Collective ops" not in error.message:
             raise
         text = "Training was stopped: another worker has failed or ended; its log says why. Start all workers again."
-        raise TfCausalError(text) from None
+        raise WorkerLost(text) from None
 
 
 def received_shape(value: tf.Tensor) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from tfcausal.data.decoding import decode_image, to_shares
+from tfcausal.data.decoding import Source, decode_image, to_shares
 from tfcausal.errors import DataError, InvalidArgument, UnsupportedOperation, message
 from tfcausal.graph import OperationGraph
 from tfcausal.models.loading import LoadedModel
@@ -101,7 +101,20 @@ def read_image(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
         DataError: It cannot be used; the message names it.
     """
     try:
-        pixels, _ = decode_image(file, *shape)
+        return read_content(file, shape)
     except DataError as error:
         raise DataError(f"`{file}` cannot be used: {error}. Repair it, or leave it out.") from None
+
+
+def read_content(content: Source, shape: tuple[int, int, int]) -> np.ndarray:
+    """As :func:`read_image`, for a file or what is in it.
+
+    Args:
+        content: The file, or its content.
+        shape: What the image is resized to.
+
+    Raises:
+        DataError: It cannot be used; the text is the reason, without the file's name.
+    """
+    pixels, _ = decode_image(content, *shape)
     return to_shares(pixels, shape)

@@ -27,12 +27,14 @@ class LoadedModel:
         source: The run and the name of the model in it, or the file.
         class_names: Names of the classes by index; None where unknown.
         pixels: What black and white are in the model's input; None where unknown.
+        file: The file that it was loaded from; None where there is none.
     """
 
     model: keras.Model
     source: str
     class_names: tuple[str, ...] | None = None
     pixels: tuple[float, float] | None = None
+    file: Path | None = None
 
 
 def load_trained(source: Path, model_name: str | None = None) -> LoadedModel:
@@ -55,7 +57,7 @@ def load_trained(source: Path, model_name: str | None = None) -> LoadedModel:
     if model_name is not None:
         remedy = "Leave out --model, which chooses among the models of a run."
         raise InvalidArgument(message("model", "nothing beside a model file", repr(model_name), remedy))
-    return LoadedModel(_load_file(source), str(source))
+    return LoadedModel(_load_file(source), str(source), file=source)
 
 
 def _load_from_run(run: RunDirectory, name: str | None) -> LoadedModel:
@@ -72,7 +74,7 @@ def _load_from_run(run: RunDirectory, name: str | None) -> LoadedModel:
         names = tuple(json.loads((run.path / "data.json").read_bytes())["classes"])
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{run.path / 'data.json'}: the names of the classes cannot be read ({error}).") from None
-    return LoadedModel(_load_file(path), f"{run.path} ({name})", names, RUN_PIXELS)
+    return LoadedModel(_load_file(path), f"{run.path} ({name})", names, RUN_PIXELS, path)
 
 
 def _load_file(path: Path) -> keras.Model:

@@ -33,6 +33,8 @@ class ExplainerEntry:
         description: What its map tells, in one line.
         source: The paper that it comes from.
         needs: The extra of this package that it needs, as in `pip install tfcausal[vis]`; empty where it needs none.
+        traceable: Whether its maps are TensorFlow operations all through, so that they can be a part of an exported
+            model; the others are computed by a library that works on arrays in Python.
         place: Module and class.
         fixed: Arguments of the class that the name stands for.
     """
@@ -41,6 +43,7 @@ class ExplainerEntry:
     description: str
     source: str
     needs: str = ""
+    traceable: bool = True
     place: str = field(default="", repr=False)
     fixed: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -88,8 +91,9 @@ def _entries() -> Iterable[ExplainerEntry]:
         fixed = MappingProxyType({"composite": composite})
         yield ExplainerEntry(f"lrp.{composite}", description, source, place="lrp:LRP", fixed=fixed)
     for name, place, description, source in _OTHERS:
-        needs = "vis" if place.startswith("keras_vis:") else ""
-        yield ExplainerEntry(name, description, source, needs, place)
+        of_keras_vis = place.startswith("keras_vis:")
+        needs = "vis" if of_keras_vis else ""
+        yield ExplainerEntry(name, description, source, needs, traceable=not of_keras_vis, place=place)
 
 
 _LRP = (

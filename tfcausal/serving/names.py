@@ -51,6 +51,9 @@ OBSERVED = "observed"
 PREDICTED = -1
 """What asks for the map of the predicted class."""
 
+NEGATIVE = "The map of a head of one logit speaks for class 1: what is negative in it speaks for class 0."
+"""Why class 0 of such a head cannot be asked for."""
+
 LABELS_FILE = "labels.txt"
 """In `assets`: a line for every class; line breaks in a name are spaces."""
 PREPROCESSING_FILE = "preprocessing.json"

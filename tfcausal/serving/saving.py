@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from tfcausal.atomic import to_json
-from tfcausal.errors import UnsupportedOperation
+from tfcausal.errors import RunError, UnsupportedOperation
 from tfcausal.serving import names
 from tfcausal.serving.signatures import Served, concrete_functions
 from tfcausal.serving.warm_up import Request
@@ -88,6 +89,24 @@ def save(served: Served, functions: Mapping[str, Any], folder: Path, preprocessi
             tf.saved_model.save(module, str(folder), signatures=dict(functions), options=options)
         except AssertionError as error:
             raise _cannot(served, str(error)) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in words what keeps TensorFlow from writing.
+
+    Args:
+        path: What is to be there in the end.
+
+    Raises:
+        RunError: The disk is full, or a folder cannot be written to.
+    """
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        reason = error.message if isinstance(error, tf.errors.OpError) else error.strerror
+        remedy = "Check the path, its permissions and the disk's space."
+        raise RunError(f"{path}: cannot be written: {reason}. {remedy}") from error
 
 
 def _python_calls(graph: Any) -> list[str]:

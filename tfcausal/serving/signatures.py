@@ -23,7 +23,6 @@ from tfcausal.serving.image_bytes import MOST_PIXELS, pictures
 from tfcausal.serving.zero_out import zero_out
 
 Outputs = dict[str, tf.Tensor]
-_NEGATIVE = "The map of a head of one logit speaks for class 1: what is negative in it speaks for class 0."
 _SLACK = 1e-4  # as the z-box rule of LRP has it
 
 
@@ -116,7 +115,7 @@ def explain(served: Served, images: tf.Tensor, classes: tf.Tensor) -> Outputs:
     count = tf.shape(images)[0]
     binary = served.head == "binary"
     lowest, highest = (1, 1) if binary else (0, served.graph.num_classes - 1)
-    classes = checked_classes(classes, count, lowest, highest, _NEGATIVE if binary else "")
+    classes = checked_classes(classes, count, lowest, highest, names.NEGATIVE if binary else "")
     images = _within_bounds(served, images)
     forward = RememberedForward(served.graph, images)
     # The head of one logit is the one class of an explainer, whose map speaks for a large logit.
@@ -186,10 +185,8 @@ def _traced(model: keras.Model, function: Callable[..., Outputs], *signature: tf
 
 def _answers(served: Served, logits: tf.Tensor) -> Outputs:
     graph, wide = served.graph, tf.cast(logits, tf.float32)
-    head = graph.producer(graph.output)
-    if graph.output != graph.logits and head is not None:
-        # As the layer itself computes it, in its own precision.
-        probabilities = tf.cast(head.run({graph.logits: logits}, training=False)[0], tf.float32)
+    if graph.output != graph.logits:
+        probabilities = tf.cast(graph.head(logits), tf.float32)
     else:
         probabilities = tf.nn.softmax(wide) if served.head == "multi_class" else tf.sigmoid(wide)
     if served.head == "binary":

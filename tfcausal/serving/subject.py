@@ -88,13 +88,11 @@ class ServedLevel:
 def exportable_methods() -> list[str]:
     """The saliency methods that can be a part of a model: those that are TensorFlow operations all through.
 
-    The others are computed by another library, which works on arrays in Python.
-
     Example:
         >>> "wbp" in exportable_methods(), "score_cam" in exportable_methods()
         (True, False)
     """
-    return [entry.name for entry in available_explainers() if not entry.needs]
+    return [entry.name for entry in available_explainers() if entry.traceable]
 
 
 def check_method(method: str) -> None:

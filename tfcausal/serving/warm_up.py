@@ -9,15 +9,15 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from tfcausal.errors import UnsupportedOperation
 from tfcausal.serving import names
+from tfcausal.serving.messages import predict_request, serving_api
 
 _SIDE = 96  # of the files: other than most models take, so that resizing is played, too
 
@@ -66,8 +66,8 @@ def examples(signatures: Sequence[str], shape: tuple[int, int, int], pixels: tup
 def can_write() -> bool:
     """Whether the extra that writing needs is installed."""
     try:
-        _messages()
-    except ImportError:
+        serving_api("prediction_log_pb2")
+    except UnsupportedOperation:
         return False
     return True
 
@@ -81,28 +81,14 @@ def write_requests(path: Path, model: str, requests: Sequence[Request]) -> None:
         requests: The requests.
 
     Raises:
-        ImportError: The extra `serving` is not installed.
+        UnsupportedOperation: The extra `serving` is not installed.
     """
-    prediction_log, predict = _messages()
+    logs = serving_api("prediction_log_pb2")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for request in requests:
-            message = predict.PredictRequest()
-            message.model_spec.name = model
-            message.model_spec.signature_name = request.signature
-            for name, values in request.inputs.items():
-                message.inputs[name].CopyFrom(tf.make_tensor_proto(values))
-            log = prediction_log.PredictionLog(predict_log=prediction_log.PredictLog(request=message))
-            writer.write(log.SerializeToString())
-
-
-def _messages() -> tuple[Any, Any]:
-    try:
-        log, predict = (import_module(f"tensorflow_serving.apis.{name}_pb2") for name in ("prediction_log", "predict"))
-    except ImportError as error:
-        remedy = "pip install 'tfcausal[serving]'"
-        raise ImportError(f"tensorflow-serving-api cannot be imported ({error}): {remedy}") from error
-    return log, predict
+            played = logs.PredictLog(request=predict_request(model, request.signature, request.inputs))
+            writer.write(logs.PredictionLog(predict_log=played).SerializeToString())
 
 
 def _file(kind: str) -> bytes:

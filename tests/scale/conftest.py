@@ -1,0 +1,83 @@
+"""A small model, small images and what else the tests of many images share."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """The file of a classifier of three classes, with a softmax, for images of 8 x 6."""
+    import keras
+
+    keras.utils.set_random_seed(4)
+    x = inputs = keras.Input((8, 6, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu", name="conv1")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    path = tmp_path_factory.mktemp("models") / "model.keras"
+    keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_images():
+    """Writes PNG files with random pixels, in two folders; gives the folder."""
+
+    def write(folder, count=20):
+        random = np.random.default_rng(0)
+        for number in range(count):
+            file = folder / ("a", "b")[number % 2] / f"{number:03}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (8, 6, 3), dtype=np.uint8)).save(file)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory, write_images):
+    """A folder with 20 images; not to be changed."""
+    return write_images(tmp_path_factory.mktemp("images") / "all")
+
+
+@pytest.fixture(scope="session")
+def explain_many():
+    """The function, without progress, for images given as paths."""
+    from tfcausal.explain import Settings
+    from tfcausal.progress import ConsoleProgress
+    from tfcausal.scale import explain_blocks
+
+    def explain(model, places, output, settings=None, **options):
+        progress = ConsoleProgress(Console(quiet=True))
+        places = [str(place) for place in (places if isinstance(places, list) else [places])]
+        return explain_blocks.explain_many(model, places, output, Settings(**(settings or {})), progress, **options)
+
+    return explain
+
+
+@pytest.fixture(scope="session")
+def results():
+    """All rows of a folder of results, by position, and all maps."""
+    import pandas
+    import zarr
+
+    def read(folder):
+        rows = pandas.read_parquet(folder / "explanations.parquet").sort_values("position", ignore_index=True)
+        return rows, zarr.open_array(folder / "maps.zarr", mode="r")[:]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def same_results(results):
+    """Asserts that two folders hold the same: every image once, and equal numbers."""
+    import pandas
+
+    def compare(one, other, within=1e-6):
+        (rows, maps), (other_rows, other_maps) = results(one), results(other)
+        assert rows["position"].tolist() == list(range(len(maps)))
+        pandas.testing.assert_frame_equal(rows, other_rows, rtol=within, atol=within)
+        np.testing.assert_allclose(maps, other_maps, rtol=within, atol=within * np.nanmax(np.abs(maps)))
+
+    return compare

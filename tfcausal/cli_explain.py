@@ -1,0 +1,186 @@
+"""The command `tfcausal explain`. Importing it does not import TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tfcausal.cli_console import fail, native_messages_held_back, wide_console
+from tfcausal.cli_options import (
+    RUN_OR_MODEL,
+    Address,
+    ImageColumn,
+    ImagesOfBlock,
+    Layer,
+    ManyImages,
+    MethodOptions,
+    ModelOfRun,
+    OverwriteFiles,
+    Pixels,
+    Size,
+    Target,
+    Workers,
+    check_engine_options,
+    chosen_engine,
+    engine_options,
+    method_options,
+)
+
+if TYPE_CHECKING:
+    from tfcausal.progress import ConsoleProgress
+
+EPILOG = """
+**Examples**
+
+`tfcausal explain runs/quickstart photo.png --model ppi`
+
+`tfcausal explain model.keras images/ --method lrp.epsilon_plus --pixels -1 1`
+
+`tfcausal explain model.keras photo.jpg --method grad_cam --layer backbone/conv5 --target zebra`
+
+`tfcausal explain model.keras photo.jpg --method occlusion --option patch=16 --option stride=8`
+
+`tfcausal explain model.keras photos.parquet --engine local --output explanations/photos`
+
+`tfcausal explain model.keras s3://bucket/images --engine ray --workers 8 --reducer sum --output explanations/images`
+
+`tfcausal explain --list-methods`
+"""
+
+
+def explain(
+    source: Annotated[Path | None, RUN_OR_MODEL] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="IMAGES...",
+            help="PNG and JPEG files, and folders of them. With --engine also parquet files and folders of them, and "
+            "addresses such as s3://bucket/images.",
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="The saliency method; see --list-methods.")] = "wbp",
+    options: MethodOptions = None,
+    layer: Layer = None,
+    model: ModelOfRun = None,
+    target: Target = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The folder to write to.", show_default="explanations/METHOD")
+    ] = None,
+    pixels: Pixels = None,
+    size: Size = None,
+    reducer: Annotated[
+        str | None,
+        typer.Option(help="Reduce the channels of the raw maps: sum, mean, max or abs_max.", show_default="keep them"),
+    ] = None,
+    overwrite: OverwriteFiles = False,
+    engine: ManyImages = None,
+    workers: Workers = None,
+    address: Address = None,
+    block: ImagesOfBlock = None,
+    column: ImageColumn = None,
+    list_methods: Annotated[bool, typer.Option("--list-methods", help="Show the saliency methods and exit.")] = False,
+) -> None:
+    """Show what a trained model looks at in images.
+
+    Writes for every image an overlay (PNG: red speaks for the class, blue against it) and the raw map (.npy), and at
+    last explanations.json with the model's answers.
+
+    With --engine it writes the answers to explanations.parquet and the maps to maps.zarr, for any number of images. The
+    same command goes on where it was interrupted. Images that cannot be read are told in the column error; the exit
+    code is 1 only if none could be explained.
+    """
+    from tfcausal.saliency.registry import find_explainer
+
+    if list_methods:
+        _list_methods()
+        return
+    if source is None or not images:
+        fail("Give a run or a model and images, for instance `tfcausal explain runs/quickstart photo.png`.")
+    check_engine_options(engine, engine_options(workers, address, block, column))
+    find_explainer(method)
+    chosen = method_options(options, layer)
+    folder = output or Path("explanations", method)
+    settings = {
+        "method": method,
+        "options": chosen,
+        "target": target,
+        "pixels": pixels,
+        "size": size,
+        "reducer": reducer,
+        "overwrite": overwrite,
+    }
+    if engine is None:
+        _explain_files(source, images, folder, settings, model)
+        return
+    how = {"engine": chosen_engine(engine, workers, address), "block": block, "column": column, "model_name": model}
+    _explain_many(source, images, folder, settings, how)
+
+
+def _explain_files(source: Path, images: list[str], folder: Path, settings: dict[str, Any], model: str | None) -> None:
+    from tfcausal.data.image_files import find_images
+
+    files = find_images([Path(image) for image in images])
+    with _tensorflow() as progress:
+        from tfcausal.explain import Settings, explain_files
+
+        records = explain_files(source, files, folder, Settings(**settings), progress, model, progress.say)
+    typer.echo(f"Explained {_counted(len(records))} with {settings['method']}: {folder}")
+
+
+def _explain_many(source: Path, images: list[str], folder: Path, settings: dict[str, Any], how: dict[str, Any]) -> None:
+    try:
+        with _tensorflow() as progress:
+            from tfcausal.explain import Settings
+            from tfcausal.scale.explain_blocks import explain_many
+
+            outcome = explain_many(source, images, folder, Settings(**settings), progress, say=progress.say, **how)
+    except KeyboardInterrupt:
+        again = "Interrupted. What is finished is kept: the same command, without --overwrite, goes on."
+        Console(stderr=True).print(again, soft_wrap=True)
+        raise typer.Exit(130) from None
+    failures = f", failed {outcome.failed}" if outcome.failed else ""
+    typer.echo(f"Explained {_counted(outcome.explained)} with {settings['method']}{failures}: {folder}")
+    for name, reason in outcome.first:
+        typer.echo(f"  {name}: {reason}")
+    if outcome.failed > len(outcome.first):
+        typer.echo(
+            f"  and {outcome.failed - len(outcome.first)} more: column error of {folder / 'explanations.parquet'}"
+        )
+    if outcome.failed and not outcome.explained:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _tensorflow() -> Iterator[ConsoleProgress]:
+    """TensorFlow started, and progress for what is done with it."""
+    console = Console(stderr=True)
+    with native_messages_held_back():
+        import tensorflow as tf
+
+        from tfcausal.progress import ConsoleProgress
+
+        tf.config.list_logical_devices()  # the start-up messages of the devices come now
+    with ConsoleProgress(console) as progress:
+        yield progress
+
+
+def _counted(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
+
+
+def _list_methods() -> None:
+    from rich.table import Table
+
+    from tfcausal.saliency.registry import available_explainers
+
+    table = Table("method", "what its map tells", "source")
+    for entry in available_explainers():
+        needs = f" (needs tfcausal[{entry.needs}])" if entry.needs else ""
+        table.add_row(entry.name, escape(entry.description + needs), escape(entry.source))
+    wide_console().print(table)
