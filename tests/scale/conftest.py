@@ -1,5 +1,10 @@
 """A small model, small images and what else the tests of many images share."""
 
+import os
+import signal
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,3 +86,47 @@ def same_results(results):
         np.testing.assert_allclose(maps, other_maps, rtol=within, atol=within * np.nanmax(np.abs(maps)))
 
     return compare
+
+
+class Processes:
+    """Looks at processes of this machine, and ends some."""
+
+    def descendants(self, pid):
+        """The processes that a process has started, and those that they have."""
+        parents = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+        found = {pid}
+        while more := {child for child, parent in parents.items() if parent in found} - found:
+            found |= more
+        return found - {pid}
+
+    def title(self, pid):
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_text()
+        except OSError:
+            return ""
+
+    def alive(self, pid):
+        try:
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        except OSError:
+            return False
+
+    def are_gone(self, pids, seconds):
+        deadline = time.monotonic() + seconds
+        while any(map(self.alive, pids)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return not any(map(self.alive, pids))
+
+    def end(self, pids):
+        for pid in filter(self.alive, pids):
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def processes():
+    return Processes()

@@ -246,37 +246,9 @@ def test_a_worker_that_cannot_reach_the_folder_says_so(explain_many, small_model
     assert not list((tmp_path / "out" / "explanations.parquet").glob("part*"))
 
 
-def descendants(pid):
-    """The processes that a process has started, and those that they have."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            continue
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def are_gone(pids, seconds):
-    deadline = time.monotonic() + seconds
-    while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return not any(alive(pid) for pid in pids)
-
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize(("ending", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_command_that_is_ended_in_the_middle_goes_on(
-    command, run_command, same_results, small_model, source, undisturbed, tmp_path, ending, code
+    command, run_command, same_results, small_model, source, undisturbed, tmp_path, processes, ending, code
 ):
     output = tmp_path / "out"
     # Occlusion in many steps: slow enough to be ended in the middle.
@@ -289,17 +261,15 @@ def test_a_command_that_is_ended_in_the_middle_goes_on(
         if len(list(output.glob("explanations.parquet/part*"))) >= 2:
             break
         time.sleep(0.005)
-    started = descendants(process.pid)
-    actors = [pid for pid in started if Path(f"/proc/{pid}/cmdline").read_text().startswith("ray::_Actor")]
+    started = processes.descendants(process.pid)
+    actors = [pid for pid in started if processes.title(pid).startswith("ray::_Actor")]
     assert 1 <= len(actors) <= 2
     os.kill(process.pid, ending)
     told, said = process.communicate(timeout=120)
     assert process.returncode == code
     assert told == ""
-    assert are_gone(actors, 60)
-    for pid in started:  # Ray's agents notice only after minutes that the rest of it was killed
-        if alive(pid):
-            os.kill(pid, signal.SIGKILL)
+    assert processes.are_gone(actors, 60)
+    processes.end(started)  # Ray's agents notice only after minutes that the rest of it was killed
     before = {path: path.stat().st_mtime_ns for path in output.glob("explanations.parquet/part*")}
     assert 2 <= len(before) < 62
     if ending == signal.SIGINT:
