@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfcausal import keras_api
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
-from tfcausal.graph import Operation, OperationGraph
+from tfcausal.graph import OperationGraph
 from tfcausal.models.balanced_regression import (
     INVERSE_STRENGTHS,
     LinearHead,
@@ -26,6 +26,7 @@ from tfcausal.models.balanced_regression import (
     check_labels,
     check_options,
 )
+from tfcausal.operations import Operation
 from tfcausal.saliency.arguments import check_integer
 from tfcausal.saliency.base import check_inputs
 

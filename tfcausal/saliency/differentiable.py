@@ -14,7 +14,8 @@ import keras
 import tensorflow as tf
 
 from tfcausal.errors import InvalidArgument, message
-from tfcausal.graph import Activations, Operation, OperationGraph
+from tfcausal.graph import Activations, OperationGraph
+from tfcausal.operations import Operation
 from tfcausal.saliency.cam import feature_maps
 from tfcausal.saliency.composites import COMPOSITES, ZBox
 from tfcausal.saliency.linear_maps import CONVOLUTIONS, DENSE

@@ -16,7 +16,7 @@ import keras
 import tensorflow as tf
 
 from tfcausal import keras_api
-from tfcausal.graph import Operation
+from tfcausal.operations import Operation
 from tfcausal.saliency.propagation import Step, vector_jacobian_products
 
 L = keras.layers

@@ -18,7 +18,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfcausal import keras_api
-from tfcausal.graph import Activations, Operation, OperationGraph
+from tfcausal.graph import Activations, OperationGraph
+from tfcausal.operations import Operation
 
 # A window is followed until the part of a tensor that has to be computed anew is larger than this share.
 _LARGEST_SHARE = 0.7

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfcausal import keras_api
-from tfcausal.graph import Operation, OperationGraph
+from tfcausal.graph import OperationGraph
+from tfcausal.operations import Operation
 
 Tensors = tuple[tf.Tensor, ...]
 Replacements = Mapping[int, Callable[[tf.Tensor], tf.Tensor]]

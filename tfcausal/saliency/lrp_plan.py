@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from tfcausal import keras_api
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
-from tfcausal.graph import Activations, Operation, OperationGraph
+from tfcausal.graph import Activations, OperationGraph
+from tfcausal.operations import Operation
 from tfcausal.saliency.composites import Composite, Flat, LinearRule, WSquare, ZBox
 from tfcausal.saliency.linear_maps import DENSE, linear_stages
 from tfcausal.saliency.lrp_rules import (

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfcausal.graph import Operation
+from tfcausal.operations import Operation
 from tfcausal.saliency.composites import Epsilon, LinearRule, LinearStep, ZBox, redistribute, stabilised
 from tfcausal.saliency.linear_maps import (
     CONVOLUTIONS,

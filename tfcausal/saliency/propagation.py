@@ -16,7 +16,8 @@ import tensorflow as tf
 
 from tfcausal import keras_api
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
-from tfcausal.graph import Activations, Operation, OperationGraph
+from tfcausal.graph import Activations, OperationGraph
+from tfcausal.operations import Operation
 
 Fallback = Literal["gradient"] | None
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tfcausal import keras_api
-from tfcausal.graph import Operation
+from tfcausal.operations import Operation
 from tfcausal.saliency.linear_maps import attended, bound_arguments, places
 
 L, ops = keras.layers, keras.ops

@@ -11,7 +11,8 @@ import numpy as np
 
 from tfcausal.errors import UnsupportedOperation
 from tfcausal.functional import Shape
-from tfcausal.graph import Operation, OperationGraph
+from tfcausal.graph import OperationGraph
+from tfcausal.operations import Operation
 from tfcausal.saliency.base import Explainer, Images
 
 _FORWARD_BYTES = 1 << 29

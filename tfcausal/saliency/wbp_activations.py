@@ -13,7 +13,7 @@ from math import pi, sqrt
 import keras
 import tensorflow as tf
 
-from tfcausal.graph import Operation
+from tfcausal.operations import Operation
 from tfcausal.saliency.propagation import Rule, Step, inner_product, vector_jacobian_products
 from tfcausal.saliency.refusals import refuse_across_samples, refuse_other_tensors
 

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfcausal.graph import Operation
+from tfcausal.operations import Operation
 from tfcausal.saliency import wbp_activations
 from tfcausal.saliency.linear_maps import (
     CONVOLUTIONS,

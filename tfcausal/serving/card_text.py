@@ -121,8 +121,9 @@ def _comparison(compared: Any) -> list[str]:
         return []
     sizes = ", ".join(map(str, compared["batch_sizes"]))
     return [
-        f"In a process without tfcausal and Keras, batches of {sizes}: largest difference {compared['largest']:.1e} of "
-        f"{compared['tolerance']:.0e} allowed (of maps, and of what is above 1, as a share of the largest magnitude)."
+        f"Asked in a process without tfcausal and Keras, in batches of {sizes}: differences from the model in Python "
+        f"are at most {compared['largest']:.1e}, with a limit of {compared['tolerance']:.0e}. For maps, and for "
+        "numbers above 1, they are shares of the largest magnitude in the same image."
     ]
 
 
