@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+# A shell that starts this process in the background has it ignore Ctrl+C, and with it the commands that tests end so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SMALL_RUN = """
 version: 1
 name: small

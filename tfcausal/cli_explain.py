@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
-from tfcausal.cli_console import fail, native_messages_held_back, wide_console
+from tfcausal.cli_console import fail, wide_console
 from tfcausal.cli_options import (
     RUN_OR_MODEL,
     Address,
@@ -31,9 +28,7 @@ from tfcausal.cli_options import (
     engine_options,
     method_options,
 )
-
-if TYPE_CHECKING:
-    from tfcausal.progress import ConsoleProgress
+from tfcausal.cli_work import counted, interruption_told, tell_outcome, tensorflow_progress
 
 EPILOG = """
 **Examples**
@@ -126,52 +121,21 @@ def _explain_files(source: Path, images: list[str], folder: Path, settings: dict
     from tfcausal.data.image_files import find_images
 
     files = find_images([Path(image) for image in images])
-    with _tensorflow() as progress:
+    with tensorflow_progress() as progress:
         from tfcausal.explain import Settings, explain_files
 
         records = explain_files(source, files, folder, Settings(**settings), progress, model, progress.say)
-    typer.echo(f"Explained {_counted(len(records))} with {settings['method']}: {folder}")
+    typer.echo(f"Explained {counted(len(records))} with {settings['method']}: {folder}")
 
 
 def _explain_many(source: Path, images: list[str], folder: Path, settings: dict[str, Any], how: dict[str, Any]) -> None:
-    try:
-        with _tensorflow() as progress:
-            from tfcausal.explain import Settings
-            from tfcausal.scale.explain_blocks import explain_many
+    kept = "What is finished is kept: the same command, without --overwrite, goes on."
+    with interruption_told(kept), tensorflow_progress() as progress:
+        from tfcausal.explain import Settings
+        from tfcausal.scale.explain_blocks import ROWS, explain_many
 
-            outcome = explain_many(source, images, folder, Settings(**settings), progress, say=progress.say, **how)
-    except KeyboardInterrupt:
-        again = "Interrupted. What is finished is kept: the same command, without --overwrite, goes on."
-        Console(stderr=True).print(again, soft_wrap=True)
-        raise typer.Exit(130) from None
-    failures = f", failed {outcome.failed}" if outcome.failed else ""
-    typer.echo(f"Explained {_counted(outcome.explained)} with {settings['method']}{failures}: {folder}")
-    for name, reason in outcome.first:
-        typer.echo(f"  {name}: {reason}")
-    if outcome.failed > len(outcome.first):
-        typer.echo(
-            f"  and {outcome.failed - len(outcome.first)} more: column error of {folder / 'explanations.parquet'}"
-        )
-    if outcome.failed and not outcome.explained:
-        raise typer.Exit(1)
-
-
-@contextmanager
-def _tensorflow() -> Iterator[ConsoleProgress]:
-    """TensorFlow started, and progress for what is done with it."""
-    console = Console(stderr=True)
-    with native_messages_held_back():
-        import tensorflow as tf
-
-        from tfcausal.progress import ConsoleProgress
-
-        tf.config.list_logical_devices()  # the start-up messages of the devices come now
-    with ConsoleProgress(console) as progress:
-        yield progress
-
-
-def _counted(images: int) -> str:
-    return "1 image" if images == 1 else f"{images} images"
+        outcome = explain_many(source, images, folder, Settings(**settings), progress, say=progress.say, **how)
+    tell_outcome(outcome, f"Explained {{}} with {settings['method']}", folder, folder / ROWS)
 
 
 def _list_methods() -> None:

@@ -61,6 +61,86 @@ def explain_many():
     return explain
 
 
+EFFECTS = {
+    "levels": ["conv1"],
+    "autoencoder": {"concepts": 3, "hidden": 4, "epochs": 3},
+    "masking": {"share": 0.25, "blocks": [4, 3]},
+    "attacks": [{"name": "fgsm", "eps": 0.1}],
+    "resamples": 10,
+    "maps": None,
+}
+
+
+@pytest.fixture(scope="session")
+def concepts_of():
+    """Measures effects of a model on some images, so that there are concepts; gives the folder of concepts."""
+    from tfcausal.config import effects_from_mapping
+    from tfcausal.effect_study.command import measure_effects
+    from tfcausal.effect_study.request import Request
+    from tfcausal.progress import ConsoleProgress
+
+    def measure(model, images, folder, pixels=(-1.0, 1.0), **changes):
+        request = Request(model, [images], output=folder, pixels=pixels)
+        measure_effects(request, effects_from_mapping({**EFFECTS, **changes}), ConsoleProgress(Console(quiet=True)))
+        return folder
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def small_concepts(tmp_path_factory, concepts_of, small_model, images):
+    """The concepts of the small model; not to be changed."""
+    return concepts_of(small_model, images, tmp_path_factory.mktemp("concepts") / "some")
+
+
+@pytest.fixture(scope="session")
+def measure_many():
+    """The function, without progress, for images given as paths."""
+    from tfcausal.progress import ConsoleProgress
+    from tfcausal.scale import effect_blocks
+    from tfcausal.scale.effect_measurer import Study
+
+    def measure(model, concepts, places, output, model_name=None, **options):
+        progress = ConsoleProgress(Console(quiet=True))
+        places = [str(place) for place in (places if isinstance(places, list) else [places])]
+        return effect_blocks.measure_many(Study(model, concepts, model_name), places, output, progress, **options)
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def effects_in():
+    """All that a folder of effects holds: rows by position, arrays by name, and the table."""
+    import pandas
+    import zarr
+
+    def read(folder):
+        rows = pandas.read_parquet(folder / "answers.parquet").sort_values("position", ignore_index=True)
+        group = zarr.open_group(folder / "effects.zarr", mode="r")
+        arrays = {name: array[:] for name, array in group.members(max_depth=None) if isinstance(array, zarr.Array)}
+        table = folder / "effects.parquet"
+        return rows, arrays, pandas.read_parquet(table) if table.exists() else None
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def same_effects(effects_in):
+    """Asserts that two folders hold the same: every image once, and equal numbers."""
+    import pandas
+
+    def compare(one, other, within=1e-6):
+        (rows, arrays, table), (other_rows, other_arrays, other_table) = effects_in(one), effects_in(other)
+        assert rows["position"].tolist() == list(range(len(rows)))
+        pandas.testing.assert_frame_equal(rows, other_rows, rtol=within, atol=within)
+        assert arrays.keys() == other_arrays.keys()
+        for name, values in arrays.items():
+            np.testing.assert_allclose(values, other_arrays[name], rtol=within, atol=within)
+        pandas.testing.assert_frame_equal(table, other_table, rtol=within, atol=within)
+
+    return compare
+
+
 @pytest.fixture(scope="session")
 def results():
     """All rows of a folder of results, by position, and all maps."""

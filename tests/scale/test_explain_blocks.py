@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -21,7 +22,7 @@ from rich.console import Console
 from tfcausal.errors import DataError, InvalidArgument, RunError, UnsupportedOperation
 from tfcausal.explain import ImageExplainer, Settings, explain_files
 from tfcausal.progress import ConsoleProgress
-from tfcausal.scale.explanation_store import ExplanationStore
+from tfcausal.scale.block_store import BlockStore
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def finished(tmp_path_factory, explain_many, small_model, images):
     """The results of 20 images in blocks of 6; not to be changed."""
     folder = tmp_path_factory.mktemp("finished") / "out"
     outcome = explain_many(small_model, images, folder, block=6)
-    assert (outcome.explained, outcome.failed, outcome.first) == (20, 0, ())
+    assert (outcome.done, outcome.failed, outcome.first) == (20, 0, ())
     return folder
 
 
@@ -154,7 +155,7 @@ def test_images_that_cannot_be_read_are_told_and_the_others_are_explained(
     for name, (content, _) in bad.items():
         (source / name).write_bytes(content)
     outcome = explain_many(small_model, source, tmp_path / "out", block=6)
-    assert (outcome.explained, outcome.failed) == (20, 5)
+    assert (outcome.done, outcome.failed) == (20, 5)
     assert {name for name, _ in outcome.first} == set(bad)
     rows, maps = results(tmp_path / "out")
     assert rows["position"].tolist() == list(range(25))
@@ -179,7 +180,7 @@ def test_an_image_with_which_the_model_overflows_fails_alone(explain_many, resul
 
     Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(dark)
     outcome = explain_many(tmp_path / "model.keras", tmp_path / "images", tmp_path / "out", {"method": "gradient"})
-    assert (outcome.explained, outcome.failed) == (1, 10)
+    assert (outcome.done, outcome.failed) == (1, 10)
     rows, maps = results(tmp_path / "out")
     assert rows["image"][rows["error"].isna()].tolist() == ["dark.png"]
     assert np.isfinite(maps[rows["error"].isna()]).all()
@@ -193,7 +194,7 @@ def test_what_is_finished_is_not_done_again(explain_many, finished, same_results
     (folder / "maps.zarr" / "c.1.0.0.0").unlink()
     chunks = {path.name: path.stat().st_mtime_ns for path in (folder / "maps.zarr").glob("c.*")}
     outcome = explain_many(small_model, images, folder, block=6)
-    assert (outcome.explained, outcome.failed) == (20, 0)
+    assert (outcome.done, outcome.failed) == (20, 0)
     after = parts(folder)
     assert [name for name in after if after[name] != before[name]] == [part(folder, 1).name]
     for name, written in chunks.items():
@@ -203,8 +204,8 @@ def test_what_is_finished_is_not_done_again(explain_many, finished, same_results
 
 def test_a_finished_job_says_so_again_and_makes_no_worker(explain_many, finished, monkeypatch, small_model, images):
     before = parts(finished)
-    monkeypatch.setattr(ExplanationStore, "write", lambda *arguments: pytest.fail("written"))
-    assert explain_many(small_model, images, finished, block=6).explained == 20
+    monkeypatch.setattr(BlockStore, "write", lambda *arguments: pytest.fail("written"))
+    assert explain_many(small_model, images, finished, block=6).done == 20
     assert parts(finished) == before
 
 
@@ -257,7 +258,7 @@ def test_an_interruption_leaves_whole_blocks_and_the_same_call_goes_on(
 @pytest.mark.parametrize("change", ["add", "remove", "size"])
 def test_other_images_are_refused(explain_many, finished, small_model, images, tmp_path, change):
     folder, source = shutil.copytree(finished, tmp_path / "out"), shutil.copytree(images, tmp_path / "source")
-    assert explain_many(small_model, source, folder, block=6).explained == 20  # moved, and otherwise the same
+    assert explain_many(small_model, source, folder, block=6).done == 20  # moved, and otherwise the same
     file = source / "a" / "000.png"
     if change == "add":
         shutil.copy(file, source / "new.png")
@@ -270,7 +271,7 @@ def test_other_images_are_refused(explain_many, finished, small_model, images, t
         explain_many(small_model, source, folder, block=6)
     assert parts(folder) == before
     outcome = explain_many(small_model, source, folder, {"overwrite": True}, block=6)
-    assert outcome.explained == {"add": 21, "remove": 19, "size": 20}[change]
+    assert outcome.done == {"add": 21, "remove": 19, "size": 20}[change]
     assert not set(parts(folder).values()) & set(before.values())
 
 
@@ -321,11 +322,7 @@ def test_a_folder_with_something_else_is_left_alone(explain_many, finished, smal
 
 
 def test_two_at_the_same_time_are_refused(explain_many, small_model, images, tmp_path):
-    with ExplanationStore(tmp_path).begin(
-        {"source": {}, "block": 1, **dict.fromkeys(("method", "options", "model", "class_names", "reducer", "pixels"))},
-        (1, 1, 1, 1),
-        overwrite=False,
-    ):
+    with BlockStore(tmp_path, "rows", "maps.zarr").begin({"source": {}, "block": 1}, Path.mkdir, overwrite=False):
         code = (
             "import sys; from pathlib import Path; from tfcausal.atomic import folder_lock\n"
             "with folder_lock(Path(sys.argv[1])): pass"

@@ -4,12 +4,15 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from tfcausal.errors import DataError, RunError
+from tfcausal.scale import effect_blocks, explain_blocks
+from tfcausal.scale.block_store import BlockStore
 from tfcausal.scale.engine import Engine, run_blocks
 from tfcausal.scale.ray_session import ray_module, ray_session
 
@@ -174,7 +177,7 @@ def on_ray(workers=2):
 
 def test_explanations_are_those_of_one_process(explain_many, same_results, small_model, source, undisturbed, tmp_path):
     outcome = explain_many(small_model, source, tmp_path, block=7, engine=on_ray())
-    assert (outcome.explained, outcome.failed) == (60, 2)
+    assert (outcome.done, outcome.failed) == (60, 2)
     same_results(tmp_path, undisturbed)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "explanations.parquet").iterdir()}
     gone = tmp_path / "explanations.parquet" / "part-000004.parquet"
@@ -184,14 +187,10 @@ def test_explanations_are_those_of_one_process(explain_many, same_results, small
     same_results(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-def test_an_actor_that_is_killed_loses_nothing_and_doubles_nothing(
-    explain_many, same_results, small_model, source, undisturbed, tmp_path, monkeypatch, moment
-):
-    """Killed from outside with a block begun, or with a block written and not yet told."""
-    from tfcausal.scale import explain_blocks
-
-    make, note = explain_blocks._make, tmp_path / "pid"
+@contextmanager
+def killed_worker(monkeypatch, module, note, moment):
+    """While it lasts, a worker that `module._make` makes is killed from outside: block 2 is begun, or just written."""
+    make = module._make
 
     def make_watched(*arguments):
         worker = make(*arguments)
@@ -199,7 +198,7 @@ def test_an_actor_that_is_killed_loses_nothing_and_doubles_nothing(
         def work(block):
             if moment == "after":
                 worker(block)
-            if block.index == 4 and not note.exists():
+            if block.index == 2 and not note.exists():
                 note.with_suffix(".new").write_text(str(os.getpid()))
                 note.with_suffix(".new").rename(note)
                 time.sleep(120)
@@ -217,28 +216,45 @@ def test_an_actor_that_is_killed_loses_nothing_and_doubles_nothing(
         killed.append(int(note.read_text()))
         os.kill(killed[0], signal.SIGKILL)
 
-    monkeypatch.setattr(explain_blocks, "_make", make_watched)
-    said = []
+    monkeypatch.setattr(module, "_make", make_watched)
     thread = Thread(target=kill)
     thread.start()
-    outcome = explain_many(small_model, source, tmp_path / "out", block=7, engine=on_ray(), say=said.append)
+    yield
     thread.join()
     assert killed
     assert killed[0] != os.getpid()
-    assert any("Block 4 (images 28 to 34)" in text and "will be done again" in text for text in said)
-    assert (outcome.explained, outcome.failed) == (60, 2)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_an_actor_that_is_killed_loses_nothing_and_doubles_nothing(
+    explain_many, same_results, small_model, source, undisturbed, tmp_path, monkeypatch, moment
+):
+    said = []
+    with killed_worker(monkeypatch, explain_blocks, tmp_path / "pid", moment):
+        outcome = explain_many(small_model, source, tmp_path / "out", block=7, engine=on_ray(), say=said.append)
+    assert any("Block 2 (images 14 to 20)" in text and "will be done again" in text for text in said)
+    assert (outcome.done, outcome.failed) == (60, 2)
     assert len(list((tmp_path / "out" / "explanations.parquet").glob("*"))) == 9
     same_results(tmp_path / "out", undisturbed)
 
 
-def test_a_worker_that_cannot_reach_the_folder_says_so(explain_many, small_model, source, tmp_path, monkeypatch):
-    from tfcausal.scale import explain_blocks
-    from tfcausal.scale.explanation_store import ExplanationStore
+def test_effects_are_those_of_one_process_also_if_an_actor_is_killed(
+    measure_many, same_effects, small_model, small_concepts, source, tmp_path, monkeypatch
+):
+    measure_many(small_model, small_concepts, source, tmp_path / "undisturbed", block=13)
+    with killed_worker(monkeypatch, effect_blocks, tmp_path / "pid", "before"):
+        outcome = measure_many(small_model, small_concepts, source, tmp_path / "out", block=13, engine=on_ray())
+    assert (outcome.done, outcome.failed) == (60, 2)
+    assert len(list((tmp_path / "out" / "answers.parquet").glob("*"))) == 5
+    assert len(list((tmp_path / "out" / "tallies").glob("*"))) == 5
+    same_effects(tmp_path / "out", tmp_path / "undisturbed")
 
+
+def test_a_worker_that_cannot_reach_the_folder_says_so(explain_many, small_model, source, tmp_path, monkeypatch):
     make = explain_blocks._make
 
     def make_elsewhere(*arguments):
-        return make(*arguments[:4], ExplanationStore(Path("/nowhere/else")), *arguments[5:])
+        return make(*arguments[:4], BlockStore(Path("/nowhere/else"), "rows", "maps.zarr"), *arguments[5:])
 
     monkeypatch.setattr(explain_blocks, "_make", make_elsewhere)
     with pytest.raises(RunError, match=r"/nowhere/else/maps\.zarr is gone, or not to be reached from where"):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 from zlib import crc32
 
@@ -17,11 +17,13 @@ from tfcausal.effect_study.subject import Subject
 from tfcausal.effects.channels import ChannelConcepts, Concepts
 from tfcausal.effects.concept_maps import ConceptEffectMaps
 from tfcausal.effects.concepts import ConceptAutoencoder
-from tfcausal.effects.expected import checked_classes, head_kind
+from tfcausal.effects.expected import ConceptEffects, checked_classes, head_kind
 from tfcausal.effects.maps import PixelEffects
+from tfcausal.effects.results import EffectResult
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
 from tfcausal.graph import OperationGraph
 from tfcausal.interventions.adversarial import Attack, get_attack
+from tfcausal.interventions.masking import random_blocks
 
 LEAST_DETECTION_PART = 10  # images, of `effects.detection.detect`
 
@@ -95,6 +97,60 @@ class Plan:
         if detection is None:
             return ()
         return tuple(detection.attacks or self.attacks)
+
+    def changed(
+        self, condition: str, images: np.ndarray, first: int = 0, masks: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Images under an intervention.
+
+        Args:
+            condition: One of `conditions`.
+            images: As they are, (N, height, width, channels).
+            first: Position of the first one among all images: the blocks that are masked in an image depend on its own.
+            masks: For `evidence`: where the cause is, (N, height, width, 1); nothing is masked in an image without.
+        """
+        if condition == CLEAN:
+            return images
+        if condition in self.attacks:
+            return self.attacks[condition](images)
+        if condition != "evidence":
+            size = (images.shape[1], images.shape[2])
+            masks = random_blocks(len(images), size, self.masking.share, self.masking.blocks, self.subject.seed, first)
+        return images if masks is None else np.where(masks > 0, np.float32(self.masked_value), images)
+
+    def concept_effects(
+        self, effects: ConceptEffects, images: np.ndarray, nodes: Sequence[int], distribution_images: np.ndarray | None
+    ) -> EffectResult:
+        """Effects of concepts in images, as the settings say.
+
+        Args:
+            effects: Measures them.
+            images: (N, height, width, channels).
+            nodes: The concepts.
+            distribution_images: Images that values of concepts are taken from; None for values that need none.
+        """
+        values = self.effects.values
+        return effects(
+            images,
+            nodes,
+            list(values) if isinstance(values, tuple) else values,
+            self.effects.points,
+            scale=self.effects.scale,
+            seed=self.subject.seed,
+            distribution_images=distribution_images,
+        )
+
+    def kept(self, result: EffectResult) -> EffectResult:
+        """What was measured for the classes of the settings; posterior weights need all of them."""
+        if self.effects.weighting == "posterior":
+            return result
+        return replace(
+            result,
+            observed=result.observed[:, self.classes],
+            intervened=result.intervened[..., self.classes],
+            untouched=result.untouched[:, self.classes],
+            classes=result.classes[self.classes],
+        )
 
     def concept_maps(self, level: Level) -> ConceptEffectMaps | None:
         """What makes concept-weighted maps of a level; None where its codes have no places."""

@@ -10,6 +10,27 @@ if TYPE_CHECKING:
     import pandas
 
 CLEAN = "clean"
+_NAMES = {
+    "zero": "zero_out",
+    "mean": "set_mean",
+    "range": "set_range",
+    "sampled": "set_sampled",
+    "values": "set_values",
+}
+
+
+def intervention_name(of_concepts: str, condition: str) -> str:
+    """What the table of effects calls an intervention on concepts in images under another intervention.
+
+    Args:
+        of_concepts: `intervention` of an :class:`tfcausal.effects.results.EffectResult`.
+        condition: The intervention on the images, `clean` for none.
+
+    Example:
+        >>> intervention_name("zero", "fgsm")
+        'zero_out+fgsm'
+    """
+    return _NAMES[of_concepts] + ("" if condition == CLEAN else f"+{condition}")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -25,7 +24,7 @@ from tfcausal.effect_study.evidence import detected
 from tfcausal.effect_study.maps import ShownImages, level_arrays, pixel_arrays
 from tfcausal.effect_study.pictures import Pictures
 from tfcausal.effect_study.plan import Level, Plan, plan
-from tfcausal.effect_study.rows import CLEAN
+from tfcausal.effect_study.rows import CLEAN, intervention_name
 from tfcausal.effect_study.subject import Subject
 from tfcausal.effects.concepts import ConceptAutoencoder
 from tfcausal.effects.expected import ConceptEffects
@@ -36,17 +35,10 @@ from tfcausal.effects.table import EFFECTS, Measurement, ParquetTable, as_frame,
 from tfcausal.environment import environment
 from tfcausal.errors import RunError
 from tfcausal.evaluation.statistics import proportion
-from tfcausal.interventions.masking import random_blocks
 from tfcausal.progress import ConsoleProgress
 
-_NAMES = {
-    "zero": "zero_out",
-    "mean": "set_mean",
-    "range": "set_range",
-    "sampled": "set_sampled",
-    "values": "set_values",
-}
 Arrays = dict[str, np.ndarray]
+AUTOENCODER = "autoencoder.keras"
 _DISTRIBUTION_IMAGES = 512
 _BLOCK_BYTES = 1 << 27
 
@@ -118,6 +110,22 @@ def _settings(subject: Subject, effects: EffectsConfig) -> dict[str, Any]:
     return {**subject.identity, "effects": effects.model_dump()}
 
 
+def load_concepts(level: Level, folder: Path) -> None:
+    """Give the concepts of a level what was learnt of them; channels have nothing to learn.
+
+    Args:
+        level: The level.
+        folder: Where its autoencoder is.
+
+    Raises:
+        RunError: The file is damaged, or not there.
+    """
+    if isinstance(level.concepts, ConceptAutoencoder):
+        path = folder / AUTOENCODER
+        with _damage(path):
+            level.concepts.load_weights(path)
+
+
 class _Study:
     """One measurement, step by step; a step that has left its files is not done again."""
 
@@ -178,16 +186,10 @@ class _Study:
         """Some of the images under an intervention."""
         if condition == CLEAN:
             return self.subject.measured.read(positions)[0]
-        clean, split = self.images(CLEAN)[positions], self.subject.measured
-        if condition in self.plan.attacks:
-            return self.plan.attacks[condition](clean)
+        split, masks = self.subject.measured, None
         if condition == "evidence":
             masks = split.read(positions)[1] * split.has_mask[positions][:, None, None, None]
-        else:
-            masking, size = self.plan.masking, (clean.shape[1], clean.shape[2])
-            first = int(positions[0])
-            masks = random_blocks(len(clean), size, masking.share, masking.blocks, self.subject.seed, first)
-        return np.where(masks > 0, np.float32(self.plan.masked_value), clean)
+        return self.plan.changed(condition, self.images(CLEAN)[positions], int(positions[0]), masks)
 
     def _image_rows(self) -> pandas.DataFrame:
         """Effects of the interventions on the images themselves."""
@@ -215,9 +217,8 @@ class _Study:
                 for condition in self.plan.conditions:
                     images = self.images(condition)
                     with _unfaithful_said_once():
-                        result = self._effects(effects, images, level.nodes)
-                        suffix = "" if condition == CLEAN else f"+{condition}"
-                        frames += self._rows(result, level.layer, f"{_NAMES[result.intervention]}{suffix}")
+                        result = self.plan.concept_effects(effects, images, level.nodes, self._distribution_images)
+                        frames += self._rows(result, level.layer, intervention_name(result.intervention, condition))
                         nodes = _strongest(frames[0], self.plan.shown_nodes)
                         arrays |= level_arrays(
                             self.plan, level, condition, images, result, self.shown, classes, nodes, weighted
@@ -232,18 +233,6 @@ class _Study:
         arrays = self._kept(name, measured)
         return ParquetTable(path).read(), arrays
 
-    def _effects(self, effects: ConceptEffects, images: np.ndarray, nodes: Sequence[int]) -> EffectResult:
-        values = self.effects.values
-        return effects(
-            images,
-            nodes,
-            list(values) if isinstance(values, tuple) else values,
-            self.effects.points,
-            scale=self.effects.scale,
-            seed=self.subject.seed,
-            distribution_images=self._distribution_images,
-        )
-
     @cached_property
     def _distribution_images(self) -> np.ndarray | None:
         """Training images that values of concepts are taken from: the same intervention whatever the images are."""
@@ -257,10 +246,9 @@ class _Study:
         settings, autoencoder = self.effects.autoencoder, level.concepts
         if settings is None or not isinstance(autoencoder, ConceptAutoencoder):
             return
-        path = folder / "autoencoder.keras"
+        path = folder / AUTOENCODER
         if path.exists():
-            with _damage(path):
-                autoencoder.load_weights(path)
+            load_concepts(level, folder)
         else:
             split = self.subject.training
             size = min(settings.batch_size, len(split))
@@ -291,7 +279,7 @@ class _Study:
         measurement = Measurement(
             self.subject.name, level, intervention, result.reference, result.sign, weighting, result.scale
         )
-        kept = result if weighting == "posterior" else _of_classes(result, self.plan.classes)
+        kept = self.plan.kept(result)
         several = kept.intervened.shape[2] > 1 and kept.intervention != "sampled"
         return [
             effect_rows(kept.summary(weighting, expected, seed, resamples), measurement, self.subject.class_names)
@@ -359,17 +347,6 @@ def _damage(path: Path) -> Iterator[None]:
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path}: the file is damaged ({reason}). Remove it, and it is made again.") from error
-
-
-def _of_classes(result: EffectResult, classes: np.ndarray) -> EffectResult:
-    """What was measured for some of the classes."""
-    return replace(
-        result,
-        observed=result.observed[:, classes],
-        intervened=result.intervened[..., classes],
-        untouched=result.untouched[:, classes],
-        classes=result.classes[classes],
-    )
 
 
 def _strongest(rows: pandas.DataFrame, count: int) -> list[int]:

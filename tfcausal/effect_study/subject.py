@@ -157,7 +157,7 @@ def of_files(
     run = RunDirectory.open(source) if is_run else None
     name = (model_name or next(iter(run.config.models))) if run else source.stem
     path = run.model_path(name) if run else source
-    return _subject(name, loaded, path, (low, high), measured, training, seed, _hash(files))
+    return _subject(name, loaded, path, (low, high), measured, training, seed, hash_of(files))
 
 
 def subset(split: ImageSet, indices: np.ndarray) -> ImageSet:
@@ -215,7 +215,7 @@ def _subject(
     content: str = "",
 ) -> Subject:
     identity = {
-        "model": _hash([path]),
+        "model": hash_of([path]),
         "measured images": _names(measured) + content,
         "training images": _names(training),
         "image_shape": list(measured.image_shape),
@@ -243,8 +243,12 @@ def _names(split: ImageSet) -> str:
     return hashlib.sha256("\n".join(split.names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _hash(files: Sequence[Path]) -> str:
-    """What tells the content of files from other content."""
+def hash_of(files: Sequence[Path]) -> str:
+    """What tells the content of files from other content: SHA-256 of all of it.
+
+    Args:
+        files: The files, in order.
+    """
     digest = hashlib.sha256()
     for file in files:
         with open(file, "rb") as stream:

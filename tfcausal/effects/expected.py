@@ -186,6 +186,7 @@ class ConceptEffects:
             reference=self.reference,
             scale=scale,
             agreement=agreement,
+            codes=np.stack([answers.lowest, answers.highest], axis=1),
         )
 
 

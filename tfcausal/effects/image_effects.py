@@ -88,10 +88,31 @@ class ImageEffects:
         changed = checked_images(images, self.graph)
         before = checked_pairs(observed_images, changed, self.graph)
         kept = checked_classes(classes, self.graph.num_classes)
-        logits, outputs = self.answers(before)
-        of_changed = self.answers(changed)[0 if scale == "logit" else 1]
-        observed = logits if scale == "logit" else outputs
         same = np.array([np.array_equal(image, other) for image, other in zip(changed, before, strict=True)])
+        return self.compared(self.answers(changed), self.answers(before), same, scale, kept)
+
+    def compared(
+        self,
+        answers: tuple[np.ndarray, np.ndarray],
+        observed_answers: tuple[np.ndarray, np.ndarray],
+        same: np.ndarray,
+        scale: Scale,
+        kept: np.ndarray,
+    ) -> EffectResult:
+        """Compare answers that are there already.
+
+        Args:
+            answers: From :meth:`answers`, for changed images.
+            observed_answers: From :meth:`answers`, for the images that they were made from, in the same order.
+            same: Which of them were not changed, (N,): their effect is exactly 0.
+            scale: `probability`, the output of the model, or `logit`.
+            kept: Indices of the classes whose effects are kept.
+
+        Returns:
+            As a call does.
+        """
+        of_changed, observed = (both[0 if scale == "logit" else 1] for both in (answers, observed_answers))
+        outputs = observed_answers[1]
         intervened = np.where(same[:, None], observed, of_changed)[:, kept]
         return EffectResult(
             observed=observed[:, kept],

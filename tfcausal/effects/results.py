@@ -131,6 +131,8 @@ class EffectResult:
         scale: `probability`, the model's own output, or `logit`.
         agreement: How well the network answers to the images through the untouched autoencoder; None for
             interventions on the image, where there is none.
+        codes: The lowest and the highest value of every concept of the level, at all places of all images, (concepts,
+            2); None for interventions on the image.
     """
 
     observed: np.ndarray
@@ -148,6 +150,7 @@ class EffectResult:
     reference: str = "autoencoder"
     scale: Scale = "probability"
     agreement: Agreement | None = None
+    codes: np.ndarray | None = None
 
     @property
     def causal(self) -> bool:
@@ -178,6 +181,24 @@ class EffectResult:
                 sampled values one by one, which differ from image to image; a seed or a number of resamples outside its
                 range.
         """
+        return self._summarised(*self.per_image(weighting, expected), seed, resamples)
+
+    def per_image(
+        self, weighting: Weighting = "class", expected: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The effects whose means over the images are the summary.
+
+        Args:
+            weighting: As for :meth:`summary`.
+            expected: As for :meth:`summary`.
+
+        Returns:
+            The effects (N, nodes, values, classes); the values that they are of, (nodes, values), as in
+            :class:`EffectSummary`; and the classes, (classes,), as there.
+
+        Raises:
+            InvalidArgument: As for :meth:`summary`.
+        """
         effects, classes = self.effects, self.classes
         if weighting == "posterior":
             if not np.array_equal(classes, np.arange(self.posterior.shape[1])):
@@ -187,7 +208,7 @@ class EffectResult:
             classes = np.array([EVERY_CLASS]) if self.head == "softmax" else classes
         elif weighting != "class":
             raise InvalidArgument(message("weighting", "class or posterior", repr(weighting)))
-        return self._summarised(effects, classes, expected, seed, resamples)
+        return *self._expected(effects, expected), classes
 
     def towards(
         self, targets: object = None, expected: bool = True, seed: int = 0, resamples: int = 2000
@@ -221,13 +242,10 @@ class EffectResult:
         columns = order[np.searchsorted(self.classes, chosen, sorter=order)]
         effects = np.take_along_axis(self.effects, columns[:, None, None, None], axis=3)
         classes = chosen[:1] if (chosen == chosen[0]).all() else np.array([EVERY_CLASS])
-        return self._summarised(effects, classes, expected, seed, resamples)
+        return self._summarised(*self._expected(effects, expected), classes, seed, resamples)
 
-    def _summarised(
-        self, effects: np.ndarray, classes: np.ndarray, expected: bool, seed: int, resamples: int
-    ) -> EffectSummary:
-        check_integer("seed", seed, 0)
-        check_integer("resamples", resamples)
+    def _expected(self, effects: np.ndarray, expected: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Equation 2 over the values of the concepts, if wanted: the effects and the values that they are of."""
         values = self.values
         if not expected and self.intervention == "sampled":
             remedy = "The values of different images have nothing in common."
@@ -236,6 +254,13 @@ class EffectResult:
             weights = self.frequencies[:, None, :]
             effects = expected_effect(np.moveaxis(effects, 2, 3), weights)[:, :, None]
             values = np.full((len(self.nodes), 1), np.nan)
+        return effects, values
+
+    def _summarised(
+        self, effects: np.ndarray, values: np.ndarray, classes: np.ndarray, seed: int, resamples: int
+    ) -> EffectSummary:
+        check_integer("seed", seed, 0)
+        check_integer("resamples", resamples)
         means, low, high = mean_intervals(effects, seed, resamples)
         common = (self.nodes, values, classes, self.dead, self.causal, self.intervention)
         return EffectSummary(means, low, high, len(effects), *common)

@@ -1,10 +1,15 @@
-"""Many images explained block by block: what `tfcausal explain --engine` does."""
+"""Many images explained block by block: what `tfcausal explain --engine` does.
+
+<output>/
+  job.json                  what is done to which images, with which versions
+  explanations.parquet/     a row per image, a file per block
+  maps.zarr                 the maps, float32 (images, height, width, channels), a chunk per block
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from hashlib import file_digest
@@ -13,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 
 from tfcausal.data.decoding import refuse_decompression_bombs
 from tfcausal.errors import DataError, InvalidArgument
@@ -21,12 +27,18 @@ from tfcausal.models.inputs import read_content
 from tfcausal.progress import ConsoleProgress
 from tfcausal.saliency.base import reduced
 from tfcausal.saliency.registry import find_explainer
-from tfcausal.scale.blocks import Block, block_size, blocks_to_do
+from tfcausal.scale.block_store import BlockStore, Outcome, make_array
+from tfcausal.scale.blocks import Block, block_size
 from tfcausal.scale.contents import Content, Reader
-from tfcausal.scale.engine import LOCAL, Engine, run_blocks
-from tfcausal.scale.explanation_store import ExplanationStore, Outcome, schema
+from tfcausal.scale.engine import LOCAL, Engine
+from tfcausal.scale.job import Job, do_job
 from tfcausal.scale.open_images import open_images
-from tfcausal.scale.ray_session import ray_session
+
+ROWS, MAPS = "explanations.parquet", "maps.zarr"
+_DESCRIPTION = (
+    f"Saliency maps (image, height, width, channel), signed, not normalised; the rows of {ROWS} by their column "
+    "position. NaN: not explained (column error), or not yet."
+)
 
 
 def explain_many(
@@ -48,7 +60,7 @@ def explain_many(
     Args:
         source: A run directory, or a model file (.keras, .h5).
         images: Image files and folders of them, or parquet files; paths, or addresses such as `s3://bucket/images`.
-        output: The folder to write to; see :mod:`tfcausal.scale.explanation_store`.
+        output: The folder to write to; what is written stands at the head of this module.
         settings: How images are explained.
         progress: Where to show how far it is.
         engine: Where it is done. The results do not depend on it.
@@ -72,41 +84,25 @@ def explain_many(
     _, _, (example,) = explain(np.full((1, *explain.shape), 0.5, np.float32))  # what fails with all images fails here
     shape = reduced(example, settings.reducer).shape
     size = block_size(block, 4 * math.prod(shape), explain.explainer.batch_size)
-    job = {
+    described = {
         **explain.description(),
         "target": settings.target,
         "class_names": explain.loaded.class_names,
         "model_sha256": _sha256(explain.loaded.file),
-        "source": {
-            "places": list(images),
-            "kind": found.kind,
-            "column": column,
-            "images": len(found),
-            "sha256": found.fingerprint(),
-        },
-        "block": size,
     }
-    store = ExplanationStore(output)
+    store = BlockStore(output, ROWS, MAPS)
     make: Callable[[], BlockExplainer] = partial(BlockExplainer, explain, found.reader(), store, shape)
     if engine.name == "ray":
         given = (Path(source).absolute(), replace(settings, overwrite=False), model_name)
         make = partial(_make, *given, found.reader(), store, shape)
-    store.check(job, settings.overwrite)
-    with ExitStack() as stack:
-        if engine.name == "ray":
-            stack.enter_context(ray_session(engine.address, engine.workers or 1))
-        finished = stack.enter_context(store.begin(job, (len(found), *shape), settings.overwrite))
-        done = len(found) - sum(len(left) for left in blocks_to_do(len(found), size, finished))
-        advance = stack.enter_context(progress.task(f"explaining ({settings.method})", len(found), done))
-        run_blocks(
-            make,
-            (found.block(left) for left in blocks_to_do(len(found), size, finished)),
-            lambda finished_block, _: advance(len(finished_block)),
-            engine.name,
-            engine.workers,
-            say=say,
-        )
-        return store.outcome()
+
+    def make_maps(place: Path) -> None:
+        names = ("method", "options", "model", "class_names", "reducer", "pixels")
+        attributes = {"description": _DESCRIPTION, **{name: described[name] for name in names}}
+        make_array(place, (len(found), *shape), size, attributes)
+
+    job = Job(f"explaining ({settings.method})", described, found, images, column, size, make_maps, make)
+    return do_job(job, store, progress, engine, settings.overwrite, say)
 
 
 class BlockExplainer:
@@ -121,9 +117,7 @@ class BlockExplainer:
         shape: (height, width, channels) of a map.
     """
 
-    def __init__(
-        self, explain: ImageExplainer, reader: Reader, store: ExplanationStore, shape: tuple[int, ...]
-    ) -> None:
+    def __init__(self, explain: ImageExplainer, reader: Reader, store: BlockStore, shape: tuple[int, ...]) -> None:
         self._explain, self._reader, self._store, self._shape = explain, reader, store, shape
         self._schema = schema(explain.answer_name)
 
@@ -138,7 +132,7 @@ class BlockExplainer:
                 batch_rows = [{"image": content.name, "position": position + n} for n, content in enumerate(batch)]
                 self._explain_batch(batch, batch_rows, maps[len(rows) : len(rows) + len(batch)])
                 rows += batch_rows
-        self._store.write(block, rows, maps, self._schema)
+        self._store.write(block, rows, self._schema, {"": maps})
 
     def _explain_batch(self, batch: Sequence[Content], rows: Sequence[dict[str, Any]], maps: np.ndarray) -> None:
         """Put what comes of images into their rows and maps."""
@@ -168,12 +162,34 @@ class BlockExplainer:
                 maps[index] = reduced(saliency, self._explain.settings.reducer)
 
 
+def schema(answer: str) -> pyarrow.Schema:
+    """The columns of the rows.
+
+    Args:
+        answer: What the model answers with, `probability` or `logit`.
+    """
+    return pyarrow.schema(
+        [
+            pyarrow.field("image", pyarrow.string(), nullable=False),
+            pyarrow.field("position", pyarrow.int64(), nullable=False),
+            ("predicted_class", pyarrow.int32()),
+            ("predicted_name", pyarrow.string()),
+            (f"predicted_{answer}", pyarrow.float32()),
+            ("explained_class", pyarrow.int32()),
+            ("explained_name", pyarrow.string()),
+            (f"explained_{answer}", pyarrow.float32()),
+            ("map_is_zero", pyarrow.bool_()),
+            ("error", pyarrow.string()),
+        ]
+    )
+
+
 def _make(
     source: Path,
     settings: Settings,
     model_name: str | None,
     reader: Reader,
-    store: ExplanationStore,
+    store: BlockStore,
     shape: tuple[int, ...],
 ) -> BlockExplainer:
     return BlockExplainer(ImageExplainer(source, settings, model_name), reader, store, shape)
