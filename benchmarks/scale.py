@@ -1,13 +1,16 @@
-"""Explaining many images by blocks: throughput of one process and of Ray's actors, and memory over 100,000 images.
+"""Many images by blocks: throughput of one process and of Ray's actors, and memory over 100,000 images.
 
-Every measurement is one command, `tfcausal explain ... --engine ...`, with the resident memory of its processes sampled
-while it runs. The first table explains images of 224x224 with VGG16 (without pretrained weights), first in one process
-with all cores, then by Ray with one and with two actors. Its images per second are those between the first finished
-block of every worker and the last one, without the start; the whole time is beside it. The limit is for two actors: 0.8
-of the throughput of the one process. The second table explains small images from a parquet file, made for it: the
-memory at a tenth of the way and at the end.
+Every measurement is one command, `tfcausal explain|effects ... --engine ...`, with the resident memory of its processes
+sampled while it runs. The first table explains images of 224x224 with VGG16 (without pretrained weights), in one
+process with all cores, then by Ray with one and with two actors; all of it several times in turn, and the median
+counts. Its images per second are those between the first finished block of every worker and the last one, without the
+start; the whole time is beside it. The limit is for two actors: 0.8 of the throughput of the one process. The second
+table measures effects in half of the images in the same way: of 8 concepts of block5_conv3, in images as they are,
+masked, and attacked by FGSM. The third explains small images from a parquet file, made for it: the memory at a tenth of
+the way and at the end. At last, how many blocks a second the driver hands out to actors that do nothing with them: the
+bound of many workers.
 
-.venv/bin/python benchmarks/scale.py [--images 128] [--many 100000] [--small]
+.venv/bin/python benchmarks/scale.py [--images 128] [--rounds 3] [--many 100000] [--small]
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ from rich.console import Console
 from rich.table import Table
 from side_by_side import RESULTS
 
+from tfcausal.scale.blocks import Block
+from tfcausal.scale.engine import run_blocks
+
 COMMAND = str(Path(sys.executable).parent / "tfcausal")
 ENGINES = {
     "one process": ["--engine", "local"],
@@ -40,6 +46,8 @@ ENGINES = {
 LIMIT = 0.8
 PLACES = {"driver": "the driver", "actors": "the largest actor", "ray": "Ray's own processes"}
 SECONDS_BETWEEN_SAMPLES = 0.25
+ROWS = {"explain": "explanations.parquet", "effects": "answers.parquet"}
+EFFECTS = {"vgg16": ["block5_conv3", "8"], "small": ["conv2d_1", "8"]}
 MODEL = """
 import sys, keras
 keras.utils.set_random_seed(0)
@@ -97,14 +105,13 @@ def resident(driver: int) -> dict[str, float]:
     return memory
 
 
-def measure(engine: str, words: list[str], images: int, block: int, folder: Path) -> Measured:
-    output = folder / engine.replace(" ", "_").replace(",", "")
-    command = [COMMAND, "explain", *words, *ENGINES[engine], "--block", str(block), "--output", str(output)]
+def measure(engine: str, words: list[str], images: int, block: int, output: Path) -> Measured:
+    command = [COMMAND, *words, *ENGINES[engine], "--block", str(block), "--output", str(output)]
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     samples: list[tuple[float, dict[str, float]]] = []
     blocks = -(-images // block)
-    rows = output / "explanations.parquet"
+    rows = output / ROWS[words[0]]
     while process.poll() is None:
         done = len(list(rows.glob("part-*"))) if rows.is_dir() else 0
         samples.append((done / blocks, resident(process.pid)))
@@ -125,6 +132,34 @@ def measure(engine: str, words: list[str], images: int, block: int, folder: Path
         values |= {"at 10 %": begun[name], "at 100 %": at_work[-1][1][name]}
         values["peak"] = max(memory[name] for _, memory in samples)
     return measured
+
+
+def median_of(rounds: list[Measured]) -> Measured:
+    """The round with the median throughput."""
+    return sorted(rounds, key=lambda measured: measured.images_per_second)[(len(rounds) - 1) // 2]
+
+
+def in_turn(rounds: int, words: list[str], images: int, block: int, folder: Path) -> list[Measured]:
+    """The engines one after the other, several times; the median of each, and the range of the ratios on the screen."""
+    every: dict[str, list[Measured]] = {engine: [] for engine in ENGINES}
+    for number in range(rounds):
+        for place, engine in enumerate(ENGINES):
+            every[engine].append(measure(engine, words, images, block, folder / f"{words[0]}_{number}_{place}"))
+    one, *_, two = ([measured.images_per_second for measured in of_engine] for of_engine in every.values())
+    ratios = [own / other for own, other in zip(two, one, strict=True)]
+    print(f"{words[0]}: two actors against one process, round by round:", ", ".join(f"{ratio:.2f}" for ratio in ratios))
+    return [median_of(of_engine) for of_engine in every.values()]
+
+
+def driver_blocks_per_second(blocks: int = 4000, names: int = 1024) -> float:
+    """How many blocks with the names of that many images the driver hands out to two actors that do nothing."""
+    finished: list[float] = []
+    given = (
+        Block(index, index * names, (index + 1) * names, tuple(f"{index:06}/{n:06}.jpg" for n in range(names)))
+        for index in range(blocks)
+    )
+    run_blocks(lambda: lambda block: None, given, lambda block, _: finished.append(time.perf_counter()), "ray", 2)
+    return (len(finished) - 100) / (finished[-1] - finished[99])
 
 
 def picture(random: np.random.Generator, size: int, kind: str) -> bytes:
@@ -171,35 +206,51 @@ def show(title: str, results: list[Measured]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=128, help="images of 224x224 for the throughput")
+    parser.add_argument("--rounds", type=int, default=3, help="how often the throughput is measured")
     parser.add_argument("--many", type=int, default=100_000, help="small images for the memory")
     parser.add_argument("--small", action="store_true", help="a small network and few images, to try the script")
     chosen = parser.parse_args()
-    images, many = (64, 4000) if chosen.small else (chosen.images, chosen.many)
+    images, many, rounds = (64, 4000, 1) if chosen.small else (chosen.images, chosen.many, chosen.rounds)
     name, size = ("small", 64) if chosen.small else ("vgg16", 224)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pixels = ["--pixels", "0", "255", "--reducer", "sum"]
-        words = [str(write_model(folder / "large.keras", name, size)), str(write_files(folder / "files", images, size))]
-        words += [*pixels, "--option", "batch_size=4"]
-        (folder / "throughput").mkdir()
-        fast = [measure(engine, words, images, 4, folder / "throughput") for engine in ENGINES]
+        pixels = ["--pixels", "0", "255"]
+        large, files = write_model(folder / "large.keras", name, size), write_files(folder / "files", images, size)
+        words = ["explain", str(large), str(files), *pixels, "--reducer", "sum", "--option", "batch_size=4"]
+        fast = in_turn(rounds, words, images, 4, folder)
         show(f"{images} images of {size}x{size}, {name}, WBP", fast)
-        words = [
-            str(write_model(folder / "small.keras", "small", 16)),
-            str(write_table(folder / "t.parquet", many, 16)),
+        layer, concepts = EFFECTS[name]
+        settings = {"levels": f"[{layer}]", "autoencoder.concepts": concepts, "autoencoder.epochs": "1", "maps": "null"}
+        words = ["effects", str(large), str(files), *pixels, "--output", str(folder / "concepts"), "--set", "images=8"]
+        words += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        subprocess.run([COMMAND, *words], check=True, capture_output=True)
+        half = write_files(folder / "half", images // 2, size)
+        words = ["effects", str(large), str(half), "--concepts", str(folder / "concepts")]
+        causal = in_turn(rounds, words, images // 2, 4, folder)
+        show(f"Effects of {concepts} concepts in {images // 2} images of {size}x{size}, {name}", causal)
+        small, table = write_model(folder / "small.keras", "small", 16), write_table(folder / "t.parquet", many, 16)
+        words = ["explain", str(small), str(table), *pixels, "--reducer", "sum"]
+        flat = [
+            measure(engine, words, many, 500, folder / f"memory_{place}")
+            for place, engine in enumerate(("one process", "Ray, 2 actors"))
         ]
-        (folder / "memory").mkdir()
-        engines = ("one process", "Ray, 2 actors")
-        flat = [measure(engine, words + pixels, many, 500, folder / "memory") for engine in engines]
         show(f"{many} images of 16x16 from a parquet file, small network, WBP", flat)
+    driver = driver_blocks_per_second(400 if chosen.small else 4000)
+    print(f"The driver hands out {driver:.0f} blocks of 1024 names a second.")
     if chosen.small:
         return 0
     ratio = fast[-1].images_per_second / fast[0].images_per_second
     met = ratio >= LIMIT
     print(f"Two actors: {ratio:.2f} of one process; the limit is {LIMIT}: {'met' if met else 'missed'}.")
-    throughput = {"model": name, "size": size, "limit": LIMIT, "ratio": ratio, "rows": [asdict(row) for row in fast]}
     versions = {package: version(package) for package in ("tensorflow", "keras", "numpy", "ray", "pyarrow", "zarr")}
-    result = {"throughput": throughput, "memory": [asdict(row) for row in flat], "versions": versions}
+    result = {
+        "explain": {"model": name, "size": size, "limit": LIMIT, "ratio": ratio, "rows": [asdict(row) for row in fast]},
+        "effects": {"model": name, "size": size, "concepts": int(concepts), "rows": [asdict(row) for row in causal]},
+        "memory": [asdict(row) for row in flat],
+        "driver_blocks_per_second": driver,
+        "rounds": rounds,
+        "versions": versions,
+    }
     (RESULTS / "scale.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0 if met else 1
 
