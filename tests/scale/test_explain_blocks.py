@@ -256,7 +256,7 @@ def test_an_interruption_leaves_whole_blocks_and_the_same_call_goes_on(
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "size"])
-def test_other_images_are_refused(explain_many, finished, small_model, images, tmp_path, change):
+def test_other_images_are_refused(explain_many, finished, results, small_model, images, tmp_path, change):
     folder, source = shutil.copytree(finished, tmp_path / "out"), shutil.copytree(images, tmp_path / "source")
     assert explain_many(small_model, source, folder, block=6).done == 20  # moved, and otherwise the same
     file = source / "a" / "000.png"
@@ -272,6 +272,8 @@ def test_other_images_are_refused(explain_many, finished, small_model, images, t
     assert parts(folder) == before
     outcome = explain_many(small_model, source, folder, {"overwrite": True}, block=6)
     assert outcome.done == {"add": 21, "remove": 19, "size": 20}[change]
+    rows, maps = results(folder)
+    assert len(rows) == len(maps) == outcome.done
     assert not set(parts(folder).values()) & set(before.values())
 
 
