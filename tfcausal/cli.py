@@ -25,6 +25,7 @@ from tfcausal.cli_export import export
 from tfcausal.cli_options import Address, Workers
 from tfcausal.cli_serve_client import EPILOG as SERVE_CLIENT_EPILOG
 from tfcausal.cli_serve_client import serve_client
+from tfcausal.cli_work import interruption_told
 from tfcausal.errors import TfCausalError
 
 if TYPE_CHECKING:
@@ -113,7 +114,6 @@ def run(
 
     console = wide_console()
     check_engine(engine, workers, address)
-    training = _ray_training(workers or 1, address) if engine == "ray" else None
     if resume is not None:
         if config is not None or overrides or name or runs:
             fail("--resume takes the configuration of the run itself: leave out CONFIG, --set, --name and --runs.")
@@ -127,13 +127,14 @@ def run(
     if dry_run:
         typer.echo(dump_config(resolved), nl=False)
         return
+    training = _ray_training(workers or 1, address) if engine == "ray" else None
     if training is not None:
         training.check(resolved)
     if resume is None:
         directory = RunDirectory.create(runs or Path("runs"), resolved)
     if directory.status.state != "complete":
         _run(directory, training)
-    elif resume is not None:
+    else:
         console.print(f"{directory.path} is complete.")
     _show(directory, console)
 
@@ -148,7 +149,6 @@ def _ray_training(workers: int, address: str | None) -> RayTraining:
 
 
 def _run(directory: RunDirectory, training: RayTraining | None) -> None:
-    console = Console(stderr=True)
     with native_messages_held_back():
         import tensorflow as tf
 
@@ -157,12 +157,8 @@ def _run(directory: RunDirectory, training: RayTraining | None) -> None:
 
         make_deterministic()
         tf.get_logger().setLevel("ERROR")  # as for effects
-    try:
-        with ConsoleProgress(console) as progress:
-            run_experiment(directory, progress, *([] if training is None else [training]))
-    except KeyboardInterrupt:
-        console.print(f"Interrupted. Go on with `tfcausal run --resume {directory.path}`.", soft_wrap=True)
-        raise typer.Exit(130) from None
+    with interruption_told(f"Go on with `tfcausal run --resume {directory.path}`."), ConsoleProgress() as progress:
+        run_experiment(directory, progress, *([] if training is None else [training]))
 
 
 def _show(directory: RunDirectory, console: Console) -> None:

@@ -64,3 +64,8 @@ def parsed_options(options: list[str]) -> dict[str, Any]:
             )
         parsed[key] = tuple(content) if isinstance(content, list) else content
     return parsed
+
+
+def counted(images: int) -> str:
+    """The number of images, in words."""
+    return "1 image" if images == 1 else f"{images} images"

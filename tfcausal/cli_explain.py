@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from tfcausal.cli_console import fail, wide_console
+from tfcausal.cli_console import counted, fail, wide_console
 from tfcausal.cli_options import (
     RUN_OR_MODEL,
     Address,
@@ -28,7 +28,7 @@ from tfcausal.cli_options import (
     engine_options,
     method_options,
 )
-from tfcausal.cli_work import counted, interruption_told, tell_outcome, tensorflow_progress
+from tfcausal.cli_work import interruption_told, tell_outcome, tensorflow_progress
 
 EPILOG = """
 **Examples**

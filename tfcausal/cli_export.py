@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from tfcausal.cli_console import native_messages_held_back, wide_console
+from tfcausal.cli_console import wide_console
 from tfcausal.cli_options import (
     RUN_OR_MODEL,
     LabelNames,
@@ -21,6 +21,7 @@ from tfcausal.cli_options import (
     label_names,
     method_options,
 )
+from tfcausal.cli_work import tensorflow_progress
 
 if TYPE_CHECKING:
     from tfcausal.serving.checking import Comparison
@@ -86,21 +87,19 @@ def export(
     """
     chosen = method_options(options, layer)
     names = None if labels is None else label_names(labels)
-    with native_messages_held_back():
+    with tensorflow_progress() as progress:
         import tensorflow as tf
 
         from tfcausal.export import MOST_PIXELS, Choices, export_model
-        from tfcausal.progress import ConsoleProgress
 
-        tf.config.list_logical_devices()  # the start-up messages of the devices come now
         tf.get_logger().setLevel("ERROR")
-    most = MOST_PIXELS if most_pixels is None else most_pixels
-    choices = Choices(method, chosen, names, pixels, size, multi_label, most)
-    say = ConsoleProgress().say
-    stated = {} if intended_use is None else {"intended_use": intended_use}
-    export = export_model(
-        source, choices, model=model, output=output, name=name, version=version, check=check, say=say, **stated
-    )
+        most = MOST_PIXELS if most_pixels is None else most_pixels
+        choices = Choices(method, chosen, names, pixels, size, multi_label, most)
+        stated = {} if intended_use is None else {"intended_use": intended_use}
+        say = progress.say
+        export = export_model(
+            source, choices, model=model, output=output, name=name, version=version, check=check, say=say, **stated
+        )
     if export.comparisons:
         wide_console().print(_table(export.comparisons))
     if export.path is None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tfcausal.cli_console import fail, native_messages_held_back
+from tfcausal.cli_console import counted, fail, native_messages_held_back
 from tfcausal.cli_options import IMAGES, LabelNames, OverwriteFiles, Target, label_names
 
 if TYPE_CHECKING:
@@ -61,39 +59,31 @@ def serve_client(
     Takes what `tfcausal export` has made. Writes for every image an overlay (PNG) and the raw map (.npy), and at last
     explanations.json with the answers and with what failed. Ends with exit code 1 if an image was not answered.
     """
-    from tfcausal.data.image_files import find_images
     from tfcausal.progress import ConsoleProgress
     from tfcausal.serving.client.connection import ModelSpec
     from tfcausal.serving.client.images import Settings, ask_about_files
 
     if address is not None and (rest or url is not None):
         fail("--address is that of gRPC; --rest and --url go without it.")
-    files = find_images(images)
     spec = ModelSpec(model, version, label)
     names = None if labels is None else label_names(labels)
     settings = Settings(signature, target, names, batch, overwrite)
     folder = output or Path("explanations", model)
     with _connection(spec, address, url, rest, timeout) as connection, ConsoleProgress() as progress:
-        answers = ask_about_files(connection, files, folder, settings, progress)
-    counted = "1 image" if len(files) == 1 else f"{len(files)} images"
-    typer.echo(f"Answered {len(answers.records)} of {counted}: {folder}")
+        answers = ask_about_files(connection, images, folder, settings, progress)
+    asked = counted(len(answers.records) + len(answers.failed))
+    typer.echo(f"Answered {len(answers.records)} of {asked}: {folder}")
     if answers.failed:
         raise typer.Exit(1)
 
 
-@contextmanager
-def _connection(
-    spec: ModelSpec, address: str | None, url: str | None, rest: bool, timeout: float
-) -> Iterator[Connection]:
+def _connection(spec: ModelSpec, address: str | None, url: str | None, rest: bool, timeout: float) -> Connection:
     """The way to the server that was chosen."""
     if rest or url is not None:
         from tfcausal.serving.client.rest import DEFAULT_URL, RestConnection
 
-        yield RestConnection(url or DEFAULT_URL, spec, timeout)
-        return
+        return RestConnection(url or DEFAULT_URL, spec, timeout)
     with native_messages_held_back():
         from tfcausal.serving.client.grpc_channel import DEFAULT_ADDRESS, GrpcConnection
 
-        connection = GrpcConnection(address or DEFAULT_ADDRESS, spec, timeout)
-    with connection:
-        yield connection
+        return GrpcConnection(address or DEFAULT_ADDRESS, spec, timeout)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from tfcausal.cli_console import native_messages_held_back
+from tfcausal.cli_console import counted, native_messages_held_back
 
 if TYPE_CHECKING:
     from tfcausal.progress import ConsoleProgress
@@ -62,8 +62,3 @@ def tell_outcome(outcome: Outcome, done: str, folder: Path, rows: Path) -> None:
         typer.echo(f"  and {outcome.failed - len(outcome.first)} more: column error of {rows}")
     if outcome.failed and not outcome.done:
         raise typer.Exit(1)
-
-
-def counted(images: int) -> str:
-    """The number of images, in words."""
-    return "1 image" if images == 1 else f"{images} images"

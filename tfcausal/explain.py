@@ -19,7 +19,7 @@ from tfcausal.models.inputs import image_shape, pixel_range, read_image
 from tfcausal.models.loading import load_trained
 from tfcausal.progress import ConsoleProgress
 from tfcausal.saliency.base import Reducer, check_reducer, reduced
-from tfcausal.saliency.registry import find_explainer, get_explainer
+from tfcausal.saliency.registry import find_explainer, get_explainer, with_bounds
 
 _IN_PYTHON = "Call the explainer in Python: tfcausal.get_explainer(method, model)(inputs)."
 
@@ -78,17 +78,16 @@ class ImageExplainer:
         model_name: str | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
-        entry = find_explainer(settings.method)
+        find_explainer(settings.method)
         check_reducer(settings.reducer)
         self.settings = settings
         self.loaded = load_trained(source, model_name)
-        self.options = dict(settings.options or {})
-        graph = OperationGraph(self.loaded.model, self.options.get("output"))
+        options = dict(settings.options or {})
+        graph = OperationGraph(self.loaded.model, options.get("output"))
         self.shape = image_shape(graph, settings.size, "explain", _IN_PYTHON)
         self.target = chosen_class(settings.target, self.loaded.class_names, graph.num_classes)
         self.pixels = pixel_range(settings.pixels, self.loaded, graph, say)
-        if {"low", "high"}.issubset(entry.options()):  # the bounds of the pixels, which the z-box rule of LRP needs
-            self.options = {"low": min(self.pixels), "high": max(self.pixels), **self.options}
+        self.options = with_bounds(settings.method, self.pixels, options)
         self.explainer = get_explainer(settings.method, self.loaded.model, **self.options)
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfcausal.atomic import atomic_path, write_atomic
+from tfcausal.atomic import write_atomic
 from tfcausal.config_errors import closest
 from tfcausal.errors import InvalidArgument, RunError, message
 from tfcausal.figures import explanation
@@ -57,11 +58,15 @@ def write_explanation(
         saliency: The map, (height, width, channels).
         method: What made the map, for the title.
         kept: What is kept of the map; None keeps all of it.
+
+    Raises:
+        RunError: A file cannot be written.
     """
     lines = _title(record, method)
     write_atomic(folder / record["overlay"], explanation(picture, saliency.sum(axis=-1), lines))
-    with atomic_path(folder / record["map"]) as partial:
-        np.save(partial, saliency if kept is None else kept)
+    raw = io.BytesIO()
+    np.save(raw, saliency if kept is None else kept)
+    write_atomic(folder / record["map"], raw.getvalue())
 
 
 def chosen_class(target: str | None, class_names: Sequence[str] | None, classes: int) -> int | None:

@@ -126,12 +126,13 @@ def export_model(
     functions = traced(served, requests)
     about = {"name": name, "version": number}
     card = about | description(found, chosen, served, levels, functions, intended_use, fallbacks)
+    warm = can_write()
     with NewVersion(folder, number) as new:
         with writing(new.path):
             save(served, functions, new.folder, preprocessing(served))
-            if can_write():
+            if warm:
                 write_requests(new.folder / "assets.extra" / names.WARM_UP_FILE, name, requests)
-        if not can_write():
+        if not warm:
             say("Warm-up requests are left out: they need `pip install 'tfcausal[serving]'`.")
         comparisons = _compared(served, chosen, new.folder) if check else ()
         export = Export(new.path, tuple(signatures), comparisons)

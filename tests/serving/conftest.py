@@ -205,11 +205,13 @@ def pictures(tmp_path_factory, saved):
 
 @pytest.fixture
 def messy(pictures, tmp_path):
-    """The same with two files among them that a server refuses."""
+    """The same with three files among them that a server refuses."""
     folder = tmp_path / "messy"
     folder.mkdir()
     for path in pictures.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
+    cut = (pictures / "1.jpg").read_bytes()
+    (folder / "1_cut.jpg").write_bytes(cut[: len(cut) // 2])
     (folder / "1_text.png").write_bytes(b"no image")
     (folder / "2_empty.jpg").touch()
     return folder

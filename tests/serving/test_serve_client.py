@@ -1,6 +1,7 @@
 """`tfcausal serve-client`: images go to a server, overlays and a record come back, and what fails is said."""
 
 import json
+import shutil
 import socket
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -80,9 +81,11 @@ def test_what_is_refused_does_not_keep_the_others_from_being_answered(served, me
     assert [one["file"][-5:] for one in answers.records] == ["0.png", "1.jpg", "2.png"]
     failed = record_of(tmp_path / "out")["failed"]
     assert failed == answers.failed
-    assert [one["file"].rpartition("/")[2] for one in failed] == ["1_text.png", "2_empty.jpg"]
-    assert failed[0]["reason"] == "Image 0 of `image_bytes` cannot be used: the content is neither PNG nor JPEG"
-    assert "the file is empty" in failed[1]["reason"]
+    assert [one["file"].rpartition("/")[2] for one in failed] == ["1_cut.jpg", "1_text.png", "2_empty.jpg"]
+    assert "JPEG" in failed[0]["reason"]
+    assert "[[" not in failed[0]["reason"]
+    assert failed[1]["reason"] == "Image 0 of `image_bytes` cannot be used: the content is neither PNG nor JPEG"
+    assert "the file is empty" in failed[2]["reason"]
     assert said == [f"{one['file']}: {one['reason']}" for one in failed]
     assert not list((tmp_path / "out").glob("*_*"))
 
@@ -177,7 +180,7 @@ def test_a_server_that_is_not_there_or_is_something_else(served, pictures, free_
         ),
         (
             GrpcConnection(f"localhost:{port}", spec),
-            f"No TensorFlow Serving server is available at localhost:{port}: .*efused",
+            f"No TensorFlow Serving server takes requests at localhost:{port}: .*efused",
         ),
         (
             RestConnection(f"http://{served.address}", spec),
@@ -239,13 +242,44 @@ def test_what_else_speaks_http_is_told_from_a_server(content, metadata_text, pre
         server.shutdown()
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "text"),
+    [
+        (413, "", RequestRefused, r"The message is too large: .*413.*--batch"),
+        (503, '{"error": "the queue is full"}', NoAnswer, r"takes requests at .*: the queue is full\. Start one"),
+        (504, '{"error": "deadline"}', NoAnswer, r"has given up: deadline\. Send less .*--rest_api_timeout_in_ms"),
+        (404, "<html>", NoAnswer, r"is not TensorFlow Serving: .*404"),
+        (404, '{"error": "no such model"}', NoAnswer, r"has no model `pets`; it says: no such model"),
+        (400, '{"error": "class 9"}', RequestRefused, r"^class 9$"),
+        (500, "oh", RequestRefused, "500"),
+    ],
+)
+def test_errors_of_http_are_told_by_their_kind(status, body, kind, text):
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        connection = RestConnection(f"http://localhost:{server.server_port}", ModelSpec("pets"))
+        with pytest.raises(kind, match=text):
+            connection.predict("explain_image_bytes", {"image_bytes": [b"file"]})
+        server.shutdown()
+
+
 class Scripted:
     """A server of one model; what it does with each request is told."""
 
     place, model = "here", ModelSpec("scripted")
 
-    def __init__(self, *script, units=2):
+    def __init__(self, *script, units=2, logits=(0.75, 0.25), probabilities=(0.75, 0.25)):
         self.script, self.sent, self.units = list(script), [], units
+        self.answers = {"logits": logits[:units], "probabilities": probabilities[:units]}
 
     def metadata(self):
         outputs = dict.fromkeys(names.outputs_of(names.EXPLAIN_BYTES), (None, self.units))
@@ -262,10 +296,8 @@ class Scripted:
         if error is not None:
             raise error
         count = len(contents)
-        answer = np.tile([[0.75, 0.25][: self.units]], (count, 1)).astype(np.float32)
         return {
-            "probabilities": answer,
-            "logits": answer,
+            **{name: np.tile([one], (count, 1)).astype(np.float32) for name, one in self.answers.items()},
             "class_index": np.ones(count, int),
             "label": np.array(["yes"] * count),
             "map": np.ones((count, 4, 4, 3), np.float32),
@@ -297,16 +329,42 @@ def test_a_head_of_one_logit(pictures, tmp_path):
     answers = ask(Scripted(units=1), pictures, tmp_path / "out", target="1")
     assert answers.records[0]["predicted_class"] == 1
     assert answers.records[0]["predicted_probability"] == pytest.approx(0.75)
+    against = Scripted(units=1, logits=(-1.0,), probabilities=(0.25,))
+    answers = ask(against, pictures, tmp_path / "against", target="1")
+    assert (answers.records[0]["predicted_class"], answers.records[0]["explained_class"]) == (0, 1)
+    assert answers.records[0]["predicted_probability"] == pytest.approx(0.75)
+    assert answers.records[0]["explained_probability"] == pytest.approx(0.25)
     with pytest.raises(InvalidArgument, match=r"expected class 1; received class 0\. The map of a head of one logit"):
         ask(Scripted(units=1), pictures, tmp_path / "other", target="0")
 
 
 def test_answers_of_another_form_are_refused(pictures, tmp_path):
-    other = Scripted()
-    other.predict = lambda signature, inputs: {"probabilities": np.zeros((1, 2))}
-    with pytest.raises(NoAnswer, match="The server at here gives `probabilities` of shape"):
-        ask(other, pictures, tmp_path / "out")
+    whole = Scripted().predict("", {"image_bytes": [b""] * 3})
+    for changed, text in (
+        ({"probabilities": np.zeros((1, 2))}, r"gives `probabilities` of shape \(1, 2\)"),
+        ({"probabilities": np.array(0.5)}, r"gives `probabilities` of shape \(\)"),
+        ({"logits": np.zeros(3)}, r"gives `logits` of shape \(3,\)"),
+        ({"map": np.zeros((3, 4))}, r"gives `map` of shape \(3, 4\)"),
+        ({"class_index": np.array([0, 7, 0])}, r"gives `class_index` 7 of 2 classes"),
+        ({"label": None}, "gives no `label`"),
+    ):
+        other, answer = Scripted(), {name: one for name, one in (whole | changed).items() if one is not None}
+        other.predict = lambda signature, inputs, answer=answer: answer
+        with pytest.raises(NoAnswer, match=f"The server at here {text}"):
+            ask(other, pictures, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_shown_or_read_here_fails_alone(pictures, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(pictures, folder)
+    (folder / "text.png").write_text("no image")
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
+    answers = ask(Scripted(), folder, tmp_path / "out", batch=8)
+    assert len(answers.records) == 3
+    reasons = {one["file"].rpartition("/")[2]: one["reason"] for one in answers.failed}
+    assert reasons["text.png"].startswith("The server has answered, but the image cannot be shown here: ")
+    assert reasons.get("gone.png", "The file cannot be read: ").startswith("The file cannot be read: ")
 
 
 def test_a_message_above_the_limit_says_what_to_do(served, shelf, model_server, pictures, tmp_path, saved):
@@ -330,7 +388,13 @@ def test_a_message_above_the_limit_says_what_to_do(served, shelf, model_server, 
 
 def test_places_and_models_that_cannot_be():
     spec = ModelSpec("pets")
-    for url in ("localhost:8501", "ftp://localhost", "http://"):
+    usable = ["http://localhost", "https://a.example:1/b", "http://127.0.0.1:65535", "http://[::1]:8501"]
+    for url in usable:
+        assert RestConnection(url, spec).place == url
+    for url in (
+        *("localhost:8501", "ftp://localhost", "http://", "http://[::1:8501", "http://localhost..:1", "http://a/ü"),
+        *("http://localhost:abc", "http://localhost:65536", "http://localhost:0", "http://loc alhost:1", "http://a/\n"),
+    ):
         with pytest.raises(InvalidArgument, match="`url`: expected an address such as http://localhost:8501"):
             RestConnection(url, spec)
     for address in ("localhost", ":8500", "http://localhost:8500", "localhost:http"):
@@ -338,11 +402,21 @@ def test_places_and_models_that_cannot_be():
             GrpcConnection(address, spec)
     with pytest.raises(InvalidArgument, match=r"a version or a label; received version 1 and label stable\. Leave one"):
         ModelSpec("pets", 1, "stable")
-    with pytest.raises(InvalidArgument, match="a positive integer"):
-        ModelSpec("pets", 0)
+    for version in (0, 2**63):
+        with pytest.raises(InvalidArgument, match=rf"an integer in \[1, {2**63 - 1}\]; received {version}"):
+            ModelSpec("pets", version)
+    for name in ("", "\udcff", "a\n"):
+        with pytest.raises(InvalidArgument, match=r"`model`: expected a name"):
+            ModelSpec(name)
+        with pytest.raises(InvalidArgument, match=r"`label`: expected a name"):
+            ModelSpec("pets", label=name)
+    for timeout in (0, -1.0, float("nan"), float("inf"), 1e10):
+        for connect, place in ((RestConnection, "http://localhost"), (GrpcConnection, "localhost:8500")):
+            with pytest.raises(InvalidArgument, match=rf"`timeout`: expected seconds, at most 86400.*{timeout}"):
+                connect(place, spec, timeout)
     assert (
         RestConnection("http://a", ModelSpec("a b", label="x/y"))
-        .address("metadata")
+        .address("/metadata")
         .endswith("a%20b/labels/x%2Fy/metadata")
     )
 
@@ -351,6 +425,7 @@ def test_what_a_server_says_is_put_plainly():
     said = "assertion failed: [Invalid value for `images`: received [2 7].] [[{{node explain/cond/Assert}}]]"
     assert plain(said) == "Invalid value for `images`: received [2 7]"
     assert plain("Expects arg[0] to be float\n\t [[{{node StatefulPartitionedCall}}]]") == "Expects arg[0] to be float"
+    assert plain("Invalid JPEG data [[{{function_node map_body}}{{node map/Decode}}]]") == "Invalid JPEG data"
     assert len(plain("x" * 10_000)) < 600
     unknown = {"inputs": {"x": {"tensor_shape": {"unknown_rank": True}}}}
     assert signatures({"signature_def": {"f": unknown, "__init": unknown}}) == {"f": Signature("f", {"x": None}, {})}

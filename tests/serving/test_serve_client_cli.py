@@ -16,11 +16,11 @@ def test_the_command_by_grpc(served, messy, run_command, tmp_path):
         "serve-client", "cfcn", messy, "--address", served.address, "--batch", 2, check=False, cwd=tmp_path
     )
     assert result.returncode == 1
-    assert result.stdout == "Answered 3 of 5 images: explanations/cfcn\n"
+    assert result.stdout == "Answered 3 of 6 images: explanations/cfcn\n"
     assert "1_text.png: Image 0 of `image_bytes` cannot be used" in result.stderr
     assert "asking cfcn" in result.stderr
     assert "Traceback" not in result.stderr
-    assert len(record_of(tmp_path / "explanations/cfcn")["failed"]) == 2
+    assert len(record_of(tmp_path / "explanations/cfcn")["failed"]) == 3
     assert len(list((tmp_path / "explanations/cfcn").glob("*.png"))) == 3
 
 
@@ -42,10 +42,12 @@ def test_the_command_by_rest_needs_neither_tensorflow_nor_the_extra(served, shel
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--url", "http://localhost:PORT"], "No TensorFlow Serving server is available at http://localhost:PORT"),
+        (["--url", "http://localhost:PORT"], "No TensorFlow Serving server takes requests at http://localhost:PORT"),
         (["--address", "localhost:8500", "--rest"], "--address is that of gRPC; --rest and --url go without it"),
         (["--batch", "0"], "Invalid value for '--batch'"),
         (["--labels", "missing.txt"], "--labels missing.txt: the file cannot be read"),
+        (["--url", "http://[::1:8501"], "expected an address such as http://localhost:8501"),
+        (["--timeout", "inf"], "expected seconds, at most 86400"),
         (["--version", "1", "--label", "stable"], "expected a version or a label"),
     ],
 )

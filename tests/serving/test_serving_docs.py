@@ -105,7 +105,9 @@ def test_signatures_and_numbers_are_those_of_the_code(of_run):
     assert checking.BATCH_SIZES == (1, 3, 8)
     assert checking.TOLERANCE == 1e-5
     assert "score_cam" not in exportable_methods()
-    for name in re.findall(r"^ {6}(\w[\w./]*?)(?:,| {2})", DOCUMENT, re.MULTILINE):
+    listed = re.findall(r"^ {6}(\w[\w./]*?)(?:,| {2})", DOCUMENT, re.MULTILINE)
+    assert len(listed) >= 5
+    for name in listed:
         assert (of_run[1].path / name).exists(), name
 
 
@@ -141,7 +143,7 @@ def test_the_commands_of_the_document_are_understood(run_command):
         for words in commands:
             if words.split()[0] == command:
                 for flag in re.findall(r"--[a-z-]+", words):
-                    assert flag in text, (command, flag)
+                    assert re.search(rf"{flag}(?![\w-])", text), (command, flag)
     for path in re.findall(r"\.venv/bin/python (\S+?\.py)", DOCUMENT):
         assert (ROOT / path).exists(), path
     assert "(docs/serving.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

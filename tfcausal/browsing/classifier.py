@@ -16,7 +16,7 @@ from tfcausal.evaluation.faithfulness import Deletion
 from tfcausal.models.loading import LoadedModel, load_trained
 from tfcausal.runs import RunDirectory
 from tfcausal.saliency.base import Explainer
-from tfcausal.saliency.registry import find_explainer, get_explainer
+from tfcausal.saliency.registry import get_explainer, with_bounds
 from tfcausal.saliency.wbp import WBP
 
 _BATCH = 64
@@ -164,10 +164,7 @@ class LoadedClassifier:
         if method in self._explainers:
             self._explainers.move_to_end(method)
             return self._explainers[method]
-        entry = find_explainer(method)
-        low, high = sorted(self.pixels)
-        bounds = {"low": low, "high": high} if {"low", "high"}.issubset(entry.options()) else {}
-        explainer = get_explainer(method, self.model, **bounds)
+        explainer = get_explainer(method, self.model, **with_bounds(method, self.pixels))
         self._explainers[method] = explainer
         if len(self._explainers) > _EXPLAINERS:
             self._explainers.popitem(last=False)

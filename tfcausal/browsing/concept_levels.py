@@ -22,7 +22,7 @@ from tfcausal.effects.concepts import ConceptAutoencoder
 from tfcausal.effects.engine import checked_images
 from tfcausal.effects.expected import ConceptEffects
 from tfcausal.effects.results import EffectResult
-from tfcausal.effects.store import EffectStore, read_json
+from tfcausal.effects.store import AUTOENCODER, EffectStore, read_json
 from tfcausal.errors import InvalidArgument, RunError, message
 from tfcausal.graph import OperationGraph
 from tfcausal.models.loading import LoadedModel
@@ -87,7 +87,7 @@ def learned_levels(run: RunDirectory, model: str) -> tuple[Level, ...]:
                 return ()
     except (RunError, OSError):
         return ()
-    files = sorted(store.folder.glob("levels/*/autoencoder.keras"))
+    files = sorted(store.folder.glob(f"levels/*/{AUTOENCODER}"))
     return tuple(Level(f"learned {file.parent.name}", file.parent.name, file, _agreement(file)) for file in files)
 
 

@@ -30,7 +30,7 @@ from tfcausal.effects.concepts import ConceptAutoencoder
 from tfcausal.effects.expected import ConceptEffects
 from tfcausal.effects.image_effects import ImageEffects
 from tfcausal.effects.results import EffectResult
-from tfcausal.effects.store import EffectStore, read_json
+from tfcausal.effects.store import AUTOENCODER, EffectStore, read_json
 from tfcausal.effects.table import EFFECTS, Measurement, ParquetTable, as_frame, effect_rows, write_table
 from tfcausal.environment import environment
 from tfcausal.errors import RunError
@@ -38,7 +38,6 @@ from tfcausal.evaluation.statistics import proportion
 from tfcausal.progress import ConsoleProgress
 
 Arrays = dict[str, np.ndarray]
-AUTOENCODER = "autoencoder.keras"
 _DISTRIBUTION_IMAGES = 512
 _BLOCK_BYTES = 1 << 27
 

@@ -27,6 +27,8 @@ from tfcausal.atomic import PARTIAL_PREFIX, remove, to_json, write_atomic
 from tfcausal.effects.table import DETECTION, EFFECTS, ParquetTable, as_frame, write_table
 from tfcausal.errors import RunError
 
+AUTOENCODER = "autoencoder.keras"
+"""What a level's autoencoder is called in its folder."""
 _TABLES = {"effects.parquet": EFFECTS, "detection.parquet": DETECTION}
 
 

@@ -245,6 +245,26 @@ def get_explainer(name: str, model: keras.Model, **options: Any) -> Explainer:
     return entry.explainer_class()(model, **entry.fixed, **options)
 
 
+def with_bounds(name: str, pixels: tuple[float, float], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Options of a method with the bounds of the pixels, if it takes any (`low` and `high`, for LRP's z-box rule).
+
+    Args:
+        name: Name of the method.
+        pixels: What black and white are in the model's input, in this or the other order.
+        options: The options that are given already; they win.
+
+    Raises:
+        InvalidArgument: No method has this name.
+
+    Example:
+        >>> with_bounds("lrp.z_box", (-1.0, 1.0)), with_bounds("wbp", (-1.0, 1.0))
+        ({'low': -1.0, 'high': 1.0}, {})
+    """
+    low, high = sorted(pixels)
+    bounds = {"low": low, "high": high} if {"low", "high"}.issubset(find_explainer(name).options()) else {}
+    return {**bounds, **(options or {})}
+
+
 def register_rule(
     kind: type | Callable[..., Any],
     method: str = "wbp",

@@ -14,12 +14,12 @@ from tfcausal.config import EffectsConfig, effects_from_mapping
 from tfcausal.data.image_set import ImageSet
 from tfcausal.effect_study.plan import Plan, plan
 from tfcausal.effect_study.rows import CLEAN, intervention_name
-from tfcausal.effect_study.study import AUTOENCODER, load_concepts
+from tfcausal.effect_study.study import load_concepts
 from tfcausal.effect_study.subject import Subject, hash_of
 from tfcausal.effects.expected import ConceptEffects
 from tfcausal.effects.image_effects import ImageEffects
 from tfcausal.effects.results import EffectResult
-from tfcausal.effects.store import EffectStore, read_json
+from tfcausal.effects.store import AUTOENCODER, EffectStore, read_json
 from tfcausal.effects.table import Measurement
 from tfcausal.environment import environment
 from tfcausal.errors import InvalidArgument, RunError, message

@@ -112,16 +112,20 @@ def _asked(folder: Path, probes: Sequence[Probe]) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as scratch:
         paths = [str(Path(scratch, name)) for name in ("questions.npz", "answers.npz")]
         np.savez(paths[0], **questions)
-        result = subprocess.run(
-            [sys.executable, "-I", clean_process.__file__, str(folder.resolve()), *paths],
-            capture_output=True,
-            check=False,
-            cwd=scratch,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            errors="replace",
-            text=True,
-            timeout=_SECONDS,
-        )
+        try:
+            result = subprocess.run(
+                [sys.executable, "-I", clean_process.__file__, str(folder.resolve()), *paths],
+                capture_output=True,
+                check=False,
+                cwd=scratch,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+                errors="replace",
+                text=True,
+                timeout=_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            remedy = "Export without --check, or smaller images."
+            raise TfCausalError(f"The exported model has not answered within {_SECONDS} s. {remedy}") from error
         if result.returncode:
             said = "\n".join(result.stderr.strip().splitlines()[-12:])
             raise TfCausalError(

@@ -11,7 +11,7 @@ import keras
 
 from tfcausal.browsing.concept_levels import Level, learned_levels, load_autoencoder
 from tfcausal.effects.concepts import ConceptAutoencoder
-from tfcausal.effects.store import EffectStore
+from tfcausal.effects.store import AUTOENCODER, EffectStore
 from tfcausal.errors import InvalidArgument, UnsupportedOperation, message
 from tfcausal.graph import OperationGraph
 from tfcausal.models.base import CausalClassifier
@@ -21,7 +21,7 @@ from tfcausal.models.loading import LoadedModel, load_trained
 from tfcausal.objectives.heads import Head
 from tfcausal.runs import RunDirectory
 from tfcausal.saliency.base import Explainer
-from tfcausal.saliency.registry import available_explainers, find_explainer, get_explainer
+from tfcausal.saliency.registry import available_explainers, find_explainer, get_explainer, with_bounds
 from tfcausal.serving import names
 from tfcausal.serving.image_bytes import MOST_PIXELS
 from tfcausal.serving.signatures import Served
@@ -162,9 +162,7 @@ def prepare(source: Source, choices: Choices, say: Say) -> tuple[Served, list[Se
 
 def make_explainer(model: keras.Model, choices: Choices, pixels: tuple[float, float]) -> Explainer:
     """An explainer of the chosen method, told the bounds of the pixels where it asks for them."""
-    low, high = sorted(pixels)
-    asked = {"low", "high"}.issubset(find_explainer(choices.method).options())
-    return get_explainer(choices.method, model, **{**({"low": low, "high": high} if asked else {}), **choices.options})
+    return get_explainer(choices.method, model, **with_bounds(choices.method, pixels, choices.options))
 
 
 def _multi_label(model: keras.Model, chosen: bool | None) -> bool | None:
@@ -195,9 +193,10 @@ def _levels(source: Source, options: Mapping[str, Any], say: Say) -> list[Served
         for level in learned_levels(source.run, source.model)
         if level.autoencoder is not None
     ]
-    measured = EffectStore(source.run.path, source.model).folder / "levels"
-    if not found and measured.is_dir():
-        say(f"The concepts in {measured} are damaged, or were learned before the model changed: they are left out.")
+    learned = sorted(EffectStore(source.run.path, source.model).folder.glob(f"levels/*/{AUTOENCODER}"))
+    if not found and learned:
+        reason = "damaged, not measured to the end, or learned before the model changed"
+        say(f"The concepts in {learned[0].parents[1]} are {reason}: they are left out.")
     found.sort(key=lambda pair: -pair[1].downstream.operations)
     several = len(found) > 1
     return [

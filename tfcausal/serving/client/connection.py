@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Self
 
 import numpy as np
 
@@ -13,10 +14,10 @@ from tfcausal.errors import InvalidArgument, RunError, TfCausalError, message
 
 Inputs = Mapping[str, Sequence[bytes] | Sequence[int]]
 _ASSERTION = re.compile(r"assertion failed: \[(.*?)\]\s*(?:\[\[|$)", re.DOTALL)
-_NODES = re.compile(r"\s*\[\[\{\{node .*", re.DOTALL)
+_NODES = re.compile(r"\s*\[\[\{\{(?:function_)?node .*", re.DOTALL)
 _MOST_LETTERS = 500
-OTHER_METADATA = "its metadata have another form"
-"""What is said of a server that does not describe its signatures."""
+_LONGEST_TIMEOUT = 86_400
+_LARGEST_VERSION = 2**63 - 1
 
 
 class NoAnswer(RunError):
@@ -37,7 +38,8 @@ class ModelSpec:
         label: A label that the server's configuration gives to a version.
 
     Raises:
-        InvalidArgument: A version and a label, or a version that is not a positive integer.
+        InvalidArgument: A version and a label; a version that is not a positive integer of 64 bits; or a name or label
+            that is empty or no text.
 
     Example:
         >>> str(ModelSpec("digits", label="stable"))
@@ -52,8 +54,11 @@ class ModelSpec:
         if self.version is not None and self.label is not None:
             received = f"version {self.version} and label {self.label}"
             raise InvalidArgument(message("version", "a version or a label", received, "Leave one of them out."))
-        if self.version is not None and self.version < 1:
-            raise InvalidArgument(message("version", "a positive integer", self.version))
+        if self.version is not None and not 1 <= self.version <= _LARGEST_VERSION:
+            raise InvalidArgument(message("version", f"an integer in [1, {_LARGEST_VERSION}]", self.version))
+        for name, text in (("model", self.name), ("label", self.label)):
+            if text is not None and (not text or not text.isprintable()):  # a lone surrogate is not printable
+                raise InvalidArgument(message(name, "a name", ascii(text)))
 
     def __str__(self) -> str:
         version = "" if self.version is None else f", version {self.version}"
@@ -75,12 +80,32 @@ class Signature:
     outputs: Mapping[str, tuple[int | None, ...] | None]
 
 
-class Connection(Protocol):
-    """A way to a model of a server."""
+class Connection(ABC):
+    """A way to a model of a server; a context manager.
 
-    place: str
-    """The server, for messages."""
-    model: ModelSpec
+    Args:
+        place: The server, for messages.
+        model: Which model.
+        timeout: Seconds that an answer may take.
+
+    Raises:
+        InvalidArgument: The time is not a finite, positive number.
+    """
+
+    def __init__(self, place: str, model: ModelSpec, timeout: float) -> None:
+        if not 0 < timeout <= _LONGEST_TIMEOUT:
+            raise InvalidArgument(message("timeout", f"seconds, at most {_LONGEST_TIMEOUT}", timeout))
+        self.place, self.model, self._timeout = place, model, timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is held open."""
 
     def metadata(self) -> tuple[int, dict[str, Signature]]:
         """The version that answers, and its signatures by name.
@@ -88,7 +113,17 @@ class Connection(Protocol):
         Raises:
             NoAnswer: There is no server, or no such model.
         """
+        try:
+            described = self._described()
+        except RequestRefused as error:
+            raise self._no_model(str(error)) from error
+        try:
+            version, defined = self._read(described)
+            return version, signatures(defined)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._not_serving("its metadata have another form") from error
 
+    @abstractmethod
     def predict(self, signature: str, inputs: Inputs) -> dict[str, np.ndarray]:
         """Ask one batch.
 
@@ -103,6 +138,36 @@ class Connection(Protocol):
             RequestRefused: The server has answered with an error that may be that of this batch alone.
             NoAnswer: It does not answer any more, or has no such model any more.
         """
+
+    @abstractmethod
+    def _described(self) -> Any:
+        """What the server says of the model, in its own form."""
+
+    @abstractmethod
+    def _read(self, described: Any) -> tuple[int, Mapping[str, Any]]:
+        """The version and the `SignatureDefMap`, in JSON, that are in it; any error if it has another form."""
+
+    def _no_server(self, said: str) -> NoAnswer:
+        """The error to raise where nothing answers, or a server takes no requests."""
+        remedy = "Start one, or name its place with --address HOST:PORT (gRPC) or --url URL (REST)."
+        return NoAnswer(f"No TensorFlow Serving server takes requests at {self.place}: {plain(said)}. {remedy}")
+
+    def _no_model(self, said: str) -> NoAnswer:
+        """The error to raise where a server does not have the model."""
+        return NoAnswer(
+            f"The server at {self.place} has no model {self.model}; it says: {plain(said)}. "
+            "Check the name, --version and --label, and that it has finished loading."
+        )
+
+    def _no_answer(self) -> NoAnswer:
+        """The error to raise where an answer takes too long."""
+        remedy = "Give it longer with --timeout SECONDS, or less at once with --batch."
+        return NoAnswer(f"The server at {self.place} has not answered within {self._timeout:g} s. {remedy}")
+
+    def _not_serving(self, received: str) -> NoAnswer:
+        """The error to raise where something else answers."""
+        remedy = "Its gRPC port goes with --address, its REST port with --url."
+        return NoAnswer(f"What answers at {self.place} is not TensorFlow Serving: {plain(received)}. {remedy}")
 
 
 def signatures(described: Mapping[str, Any]) -> dict[str, Signature]:
@@ -122,37 +187,6 @@ def signatures(described: Mapping[str, Any]) -> dict[str, Signature]:
         for name, one in described["signature_def"].items()
         if not name.startswith("__")  # one of TensorFlow's own, for when a model is loaded
     }
-
-
-def no_server(place: str, said: str) -> NoAnswer:
-    """The error to raise where nothing answers, or a server takes no requests.
-
-    Args:
-        place: Where.
-        said: What the system says about it.
-    """
-    remedy = "Start one, or name its place with --address HOST:PORT (gRPC) or --url URL (REST)."
-    return NoAnswer(f"No TensorFlow Serving server is available at {place}: {plain(said)}. {remedy}")
-
-
-def no_model(place: str, model: ModelSpec, said: str) -> NoAnswer:
-    """The error to raise where a server does not have the model."""
-    return NoAnswer(
-        f"The server at {place} has no model {model}; it says: {plain(said)}. "
-        "Check the name, --version and --label, and that it has finished loading."
-    )
-
-
-def no_answer(place: str, timeout: float) -> NoAnswer:
-    """The error to raise where an answer takes too long."""
-    remedy = "Give it longer with --timeout SECONDS, or less at once with --batch."
-    return NoAnswer(f"The server at {place} has not answered within {timeout:g} s. {remedy}")
-
-
-def not_serving(place: str, received: str) -> NoAnswer:
-    """The error to raise where something else answers."""
-    remedy = "Its gRPC port goes with --address, its REST port with --url."
-    return NoAnswer(f"What answers at {place} is not TensorFlow Serving: {plain(received)}. {remedy}")
 
 
 def too_large(said: str) -> RequestRefused:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tfcausal.errors import InvalidArgument, message
 from tfcausal.serving.client.connection import (
-    OTHER_METADATA,
+    Connection,
     Inputs,
     ModelSpec,
     NoAnswer,
     RequestRefused,
-    Signature,
-    no_answer,
-    no_model,
-    no_server,
-    not_serving,
     plain,
-    signatures,
     too_large,
 )
 from tfcausal.serving.messages import extra, predict_request, serving_api
@@ -31,7 +25,7 @@ _NO_LIMIT = -1  # TensorFlow Serving takes messages of 2 GiB; the limit of gRPC 
 _TOO_LARGE = "larger than max"
 
 
-class GrpcConnection:
+class GrpcConnection(Connection):
     """A model of a server, by gRPC; a context manager, which closes the channel.
 
     The channel is not encrypted, as TensorFlow Serving's is by default.
@@ -42,7 +36,7 @@ class GrpcConnection:
         timeout: Seconds that an answer may take.
 
     Raises:
-        InvalidArgument: It is not `HOST:PORT`.
+        InvalidArgument: It is not `HOST:PORT`, or the time is not a finite, positive number.
         UnsupportedOperation: The extra is not installed.
     """
 
@@ -51,42 +45,34 @@ class GrpcConnection:
         if not host or not colon or not port.isdecimal() or "/" in address:
             remedy = "The address of REST goes with --url."
             raise InvalidArgument(message("address", f"HOST:PORT, such as {DEFAULT_ADDRESS}", repr(address), remedy))
-        self.place, self.model, self._timeout = address, model, timeout
+        super().__init__(address, model, timeout)
         self._grpc = extra("grpc")
         options = [(f"grpc.max_{way}_message_length", _NO_LIMIT) for way in ("send", "receive")]
         self._channel = self._grpc.insecure_channel(address, options)
         self._stub = serving_api("prediction_service_pb2_grpc").PredictionServiceStub(self._channel)
 
-    def __enter__(self) -> GrpcConnection:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Close the channel."""
         self._channel.close()
 
-    def metadata(self) -> tuple[int, dict[str, Signature]]:
-        """As :meth:`tfcausal.serving.client.connection.Connection.metadata`."""
-        request = serving_api("get_model_metadata_pb2").GetModelMetadataRequest(metadata_field=[_FIELD])
-        self._name(request.model_spec)
-        try:
-            answer = self._ask(self._stub.GetModelMetadata, request)
-        except RequestRefused as error:
-            raise no_model(self.place, self.model, str(error)) from error
-        to_dict = extra("google.protobuf.json_format").MessageToDict
-        try:
-            described = signatures(to_dict(answer.metadata[_FIELD], preserving_proto_field_name=True))
-        except (KeyError, TypeError, ValueError) as error:
-            raise not_serving(self.place, OTHER_METADATA) from error
-        return answer.model_spec.version.value, described
-
     def predict(self, signature: str, inputs: Inputs) -> dict[str, np.ndarray]:
-        """As :meth:`tfcausal.serving.client.connection.Connection.predict`."""
-        request = predict_request(
-            self.model.name, signature, {name: _column(values) for name, values in inputs.items()}
-        )
+        """As :meth:`Connection.predict`."""
+        columns = {name: _column(values) for name, values in inputs.items()}
+        request = predict_request(self.model.name, signature, columns)
         self._name(request.model_spec)
         answer = self._ask(self._stub.Predict, request)
         make_ndarray = extra("tensorflow").make_ndarray
         return {name: _decoded(make_ndarray(values)) for name, values in answer.outputs.items()}
+
+    def _described(self) -> Any:
+        request = serving_api("get_model_metadata_pb2").GetModelMetadataRequest(metadata_field=[_FIELD])
+        self._name(request.model_spec)
+        return self._ask(self._stub.GetModelMetadata, request)
+
+    def _read(self, described: Any) -> tuple[int, Mapping[str, Any]]:
+        to_dict = extra("google.protobuf.json_format").MessageToDict
+        defined = to_dict(described.metadata[_FIELD], preserving_proto_field_name=True)
+        return described.model_spec.version.value, defined
 
     def _name(self, spec: Any) -> None:
         spec.name = self.model.name
@@ -104,13 +90,13 @@ class GrpcConnection:
     def _error(self, code: Any, said: str) -> NoAnswer | RequestRefused:
         codes = self._grpc.StatusCode
         if code == codes.UNAVAILABLE:
-            return no_server(self.place, said)
+            return self._no_server(said)
         if code == codes.DEADLINE_EXCEEDED:
-            return no_answer(self.place, self._timeout)
+            return self._no_answer()
         if code == codes.UNIMPLEMENTED:
-            return not_serving(self.place, said)
+            return self._not_serving(said)
         if code == codes.NOT_FOUND:
-            return no_model(self.place, self.model, said)
+            return self._no_model(said)
         if code == codes.RESOURCE_EXHAUSTED and _TOO_LARGE in said:  # memory can be exhausted, too
             return too_large(said)
         return RequestRefused(plain(said))

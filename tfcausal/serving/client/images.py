@@ -21,6 +21,7 @@ from tfcausal.serving.client.connection import Connection, NoAnswer, RequestRefu
 
 Given = Mapping[str, np.ndarray] | DataError | RequestRefused
 """What came of an image: its outputs, or why there are none."""
+_RANKS = {names.MAP: 4, names.PROBABILITIES: 2, names.LOGITS: 2, names.CLASS_INDEX: 1, names.LABEL: 1}
 _EXPORT = "`tfcausal export` makes models with these signatures."
 
 
@@ -100,9 +101,11 @@ def ask_about_files(
         try:
             for first in range(0, len(files), settings.batch):
                 part = slice(first, first + settings.batch)
-                for (file, name), given in client.ask(list(zip(files[part], about[part], strict=True))):
+                contents = [_content(file) for file in files[part]]
+                asked = zip(files[part], about[part], contents, client.ask(contents), strict=True)
+                for file, name, content, given in asked:
                     try:
-                        answers.records.append(client.write(file, name, given))
+                        answers.records.append(client.write(file, name, content, given))
                     except (DataError, RequestRefused) as error:
                         answers.failed.append({"file": str(file), "reason": str(error)})
                         progress.say(f"{file}: {error}")
@@ -138,23 +141,20 @@ class _Client:
         shapes = [shape for one in known.values() if (shape := one.inputs.get(names.IMAGES)) is not None]
         self._channels = shapes[0][-1] if shapes and shapes[0] else None
 
-    def ask(self, files: Sequence[tuple[Path, str]]) -> Iterator[tuple[tuple[Path, str], Given]]:
+    def ask(self, contents: Sequence[bytes | DataError]) -> Iterator[Given]:
         """Ask about several files at once; about each alone where that is refused."""
-        contents: dict[tuple[Path, str], bytes | DataError] = {file: _content(file[0]) for file in files}
-        sent = [file for file, content in contents.items() if isinstance(content, bytes)]
-        given: dict[tuple[Path, str], Given] = {
-            file: content for file, content in contents.items() if isinstance(content, DataError)
-        }
+        given: dict[int, Given] = {place: one for place, one in enumerate(contents) if isinstance(one, DataError)}
+        sent = [place for place in range(len(contents)) if place not in given]
         if len(sent) > 1:
             with suppress(RequestRefused):
-                given |= dict(zip(sent, self._predict([contents[file] for file in sent]), strict=True))
-        for file in files:
-            if file not in given:
+                given |= dict(zip(sent, self._predict([contents[place] for place in sent]), strict=True))
+        for place, content in enumerate(contents):
+            if place not in given:
                 try:
-                    (given[file],) = self._predict([contents[file]])
+                    (given[place],) = self._predict([content])
                 except RequestRefused as error:
-                    given[file] = error
-            yield file, given[file]
+                    given[place] = error
+            yield given[place]
 
     def _predict(self, contents: Sequence[Any]) -> list[dict[str, np.ndarray]]:
         """The outputs for every image of a batch."""
@@ -164,13 +164,19 @@ class _Client:
         outputs = self._connection.predict(self.signature.name, inputs)
         expected = names.outputs_of(self.signature.name)
         for name in expected:
-            if name not in outputs or len(outputs[name]) != len(contents):
+            if name not in outputs or outputs[name].ndim != _RANKS[name] or len(outputs[name]) != len(contents):
                 received = f"`{name}` of shape {outputs[name].shape}" if name in outputs else f"no `{name}`"
                 raise NoAnswer(f"The server at {self._connection.place} gives {received} for {len(contents)} images.")
+        explained, classes = np.max(outputs[names.CLASS_INDEX]), max(2, outputs[names.PROBABILITIES].shape[1])
+        if not 0 <= explained < classes:
+            place = self._connection.place
+            raise NoAnswer(f"The server at {place} gives `{names.CLASS_INDEX}` {explained} of {classes} classes.")
         return [{name: outputs[name][place] for name in expected} for place in range(len(contents))]
 
-    def write(self, file: Path, name: str, given: Given) -> dict[str, Any]:
+    def write(self, file: Path, name: str, content: bytes | DataError, given: Given) -> dict[str, Any]:
         """Write the overlay and the map of an image; gives its record, or raises why there is none."""
+        if isinstance(content, Exception):
+            raise content
         if isinstance(given, Exception):
             raise given
         record = {"file": str(file), **self._answer(given)}
@@ -179,7 +185,7 @@ class _Client:
         saliency = given[names.MAP]
         shape = (*saliency.shape[:2], self._channels or 3)
         try:
-            pixels, _ = decode_image(file, *shape)
+            pixels, _ = decode_image(content, *shape)
         except DataError as error:
             raise DataError(f"The server has answered, but the image cannot be shown here: {error}.") from error
         record |= {"overlay": f"{name}.png", "map": f"{name}.npy", "map_is_zero": not saliency.any()}

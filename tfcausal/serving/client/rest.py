@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -19,18 +19,12 @@ import numpy as np
 
 from tfcausal.errors import InvalidArgument, message
 from tfcausal.serving.client.connection import (
-    OTHER_METADATA,
+    Connection,
     Inputs,
     ModelSpec,
     NoAnswer,
     RequestRefused,
-    Signature,
-    no_answer,
-    no_model,
-    no_server,
-    not_serving,
     plain,
-    signatures,
     too_large,
 )
 
@@ -38,7 +32,7 @@ DEFAULT_URL = "http://localhost:8501"
 _NOT_FOUND, _TOO_LARGE, _UNAVAILABLE, _TIMED_OUT = 404, 413, 503, 504
 
 
-class RestConnection:
+class RestConnection(Connection):
     """A model of a server, by REST.
 
     Args:
@@ -47,48 +41,44 @@ class RestConnection:
         timeout: Seconds that an answer may take.
 
     Raises:
-        InvalidArgument: It is not an address of HTTP.
+        InvalidArgument: It is not an address of HTTP, or the time is not a finite, positive number.
 
     Example:
-        >>> RestConnection("http://localhost:8501/", ModelSpec("digits", 3)).address("metadata")
+        >>> RestConnection("http://localhost:8501/", ModelSpec("digits", 3)).address("/metadata")
         'http://localhost:8501/v1/models/digits/versions/3/metadata'
     """
 
     def __init__(self, url: str, model: ModelSpec, timeout: float = 60.0) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise InvalidArgument(message("url", f"an address such as {DEFAULT_URL}", repr(url)))
-        self.place, self.model, self._timeout = url.rstrip("/"), model, timeout
+        if not _is_usable(url):
+            raise InvalidArgument(message("url", f"an address such as {DEFAULT_URL}", ascii(url)))
+        super().__init__(url.rstrip("/"), model, timeout)
 
-    def address(self, part: str = "", method: str = "") -> str:
-        """Address of the model, of a part of it, or of a method."""
+    def close(self) -> None:
+        """Nothing is held open: every request has a connection of its own."""
+
+    def address(self, ending: str = "") -> str:
+        """Address of the model, with `/part` or `:method` behind it."""
         version = "" if self.model.version is None else f"/versions/{self.model.version}"
         label = "" if self.model.label is None else f"/labels/{quote(self.model.label, safe='')}"
-        ending = f"/{part}" if part else f":{method}" if method else ""
         return f"{self.place}/v1/models/{quote(self.model.name, safe='')}{version}{label}{ending}"
 
-    def metadata(self) -> tuple[int, dict[str, Signature]]:
-        """As :meth:`tfcausal.serving.client.connection.Connection.metadata`."""
-        try:
-            answer = self._ask(self.address("metadata"))
-        except RequestRefused as error:
-            raise no_model(self.place, self.model, str(error)) from error
-        try:
-            return int(answer["model_spec"]["version"]), signatures(answer["metadata"]["signature_def"])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise not_serving(self.place, OTHER_METADATA) from error
+    def _described(self) -> Any:
+        return self._ask(self.address("/metadata"))
+
+    def _read(self, described: Any) -> tuple[int, Mapping[str, Any]]:
+        return int(described["model_spec"]["version"]), described["metadata"]["signature_def"]
 
     def predict(self, signature: str, inputs: Inputs) -> dict[str, np.ndarray]:
-        """As :meth:`tfcausal.serving.client.connection.Connection.predict`."""
+        """As :meth:`Connection.predict`."""
         body = {"signature_name": signature, "inputs": {name: _column(values) for name, values in inputs.items()}}
-        answer = self._ask(self.address(method="predict"), json.dumps(body).encode())
+        answer = self._ask(self.address(":predict"), json.dumps(body).encode())
         outputs = answer.get("outputs")
         if not isinstance(outputs, dict):
-            raise not_serving(self.place, "its answer has no `outputs` by name")
+            raise self._not_serving("its answer has no `outputs` by name")
         try:
             return {name: _array(values) for name, values in outputs.items()}
         except ValueError as error:
-            raise not_serving(self.place, "its outputs are no arrays") from error
+            raise self._not_serving("its outputs are no arrays") from error
 
     def _ask(self, address: str, body: bytes | None = None) -> dict[str, Any]:
         request = Request(address, body, {"Content-Type": "application/json"})
@@ -100,16 +90,16 @@ class RestConnection:
         except (URLError, HTTPException, OSError) as error:
             reason = error.reason if isinstance(error, URLError) else error
             if isinstance(reason, TimeoutError):
-                raise no_answer(self.place, self._timeout) from error
+                raise self._no_answer() from error
             if isinstance(reason, HTTPException):
-                raise not_serving(self.place, f"its answer is not HTTP ({reason!r})") from error
-            raise no_server(self.place, str(reason)) from error
+                raise self._not_serving(f"its answer is not HTTP ({reason!r})") from error
+            raise self._no_server(str(reason)) from error
         try:
             answer = json.loads(content)
         except ValueError as error:
-            raise not_serving(self.place, "its answer is not JSON") from error
+            raise self._not_serving("its answer is not JSON") from error
         if not isinstance(answer, dict):
-            raise not_serving(self.place, "its answer is not an object of JSON")
+            raise self._not_serving("its answer is not an object of JSON")
         return answer
 
     def _error(self, error: HTTPError) -> NoAnswer | RequestRefused:
@@ -120,12 +110,24 @@ class RestConnection:
         if error.code == _TOO_LARGE:
             return too_large(said or str(error))
         if error.code == _TIMED_OUT:
-            return no_answer(self.place, self._timeout)
+            remedy = "Send less at once with --batch, or raise --rest_api_timeout_in_ms of tensorflow_model_server."
+            return NoAnswer(f"The server at {self.place} has given up: {plain(said or str(error))}. {remedy}")
         if error.code == _UNAVAILABLE:
-            return no_server(self.place, said or str(error))
+            return self._no_server(said or str(error))
         if error.code == _NOT_FOUND:
-            return no_model(self.place, self.model, said) if said else not_serving(self.place, str(error))
+            return self._no_model(said) if said else self._not_serving(str(error))
         return RequestRefused(plain(said or str(error)))
+
+
+def _is_usable(url: str) -> bool:
+    """Whether it is an address of HTTP that Python can open."""
+    try:
+        parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        return named and url.isascii() and url.isprintable() and " " not in url
+    except ValueError:  # a port that is none, or a host that is none
+        return False
 
 
 def _column(values: Sequence[bytes] | Sequence[int]) -> list[Any]:
