@@ -35,7 +35,7 @@ from rich.table import Table
 from side_by_side import RESULTS
 
 from tfcausal.scale.blocks import Block
-from tfcausal.scale.engine import run_blocks
+from tfcausal.scale.engine import Engine, run_blocks
 
 COMMAND = str(Path(sys.executable).parent / "tfcausal")
 ENGINES = {
@@ -158,7 +158,11 @@ def driver_blocks_per_second(blocks: int = 4000, names: int = 1024) -> float:
         Block(index, index * names, (index + 1) * names, tuple(f"{index:06}/{n:06}.jpg" for n in range(names)))
         for index in range(blocks)
     )
-    run_blocks(lambda: lambda block: None, given, lambda block, _: finished.append(time.perf_counter()), "ray", 2)
+
+    def note(block: Block, result: None) -> None:
+        finished.append(time.perf_counter())
+
+    run_blocks(lambda: lambda block: None, given, note, Engine("ray", 2))
     return (len(finished) - 100) / (finished[-1] - finished[99])
 
 

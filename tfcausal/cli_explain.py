@@ -134,7 +134,7 @@ def _explain_many(source: Path, images: list[str], folder: Path, settings: dict[
         from tfcausal.explain import Settings
         from tfcausal.scale.explain_blocks import ROWS, explain_many
 
-        outcome = explain_many(source, images, folder, Settings(**settings), progress, say=progress.say, **how)
+        outcome = explain_many(source, images, folder, Settings(**settings), progress, **how)
     tell_outcome(outcome, f"Explained {{}} with {settings['method']}", folder, folder / ROWS)
 
 

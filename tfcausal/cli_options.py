@@ -113,7 +113,7 @@ def chosen_engine(name: str, workers: int | None, address: str | None) -> Engine
     if name == "ray":
         from tfcausal.scale.ray_session import ray_module
 
-        ray_module()
+        ray_module(address)
     return Engine(cast(Any, name), workers, address)
 
 

@@ -53,8 +53,10 @@ def explain_many():
     from tfcausal.progress import ConsoleProgress
     from tfcausal.scale import explain_blocks
 
-    def explain(model, places, output, settings=None, **options):
+    def explain(model, places, output, settings=None, said=None, **options):
         progress = ConsoleProgress(Console(quiet=True))
+        if said is not None:
+            progress.say = said.append
         places = [str(place) for place in (places if isinstance(places, list) else [places])]
         return explain_blocks.explain_many(model, places, output, Settings(**(settings or {})), progress, **options)
 

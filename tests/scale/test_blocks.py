@@ -41,10 +41,22 @@ def test_the_chosen_size_bounds_the_bytes_and_keeps_whole_batches(seed):
 
 
 def test_the_given_size_is_taken_or_refused():
-    assert block_size(7, 10**12, 64) == 7
-    for bad in (0, -1):
-        with pytest.raises(InvalidArgument, match=f"`block`: expected a number of images, 1 or more; received {bad}"):
-            block_size(bad, 4, 1)
+    assert block_size(7, 10**8, 64) == 7
+    assert block_size(7, 10**12, largest_array=10) == 7
+    for bad, most in ((0, 536870907), (-1, 536870907), (3567, 3566)):
+        size = 4 if most > 10**8 else 224 * 224 * 3 * 4
+        text = f"`block`: expected a number of images, 1 or more, here {most} at most; received {bad}"
+        with pytest.raises(InvalidArgument, match=text):
+            block_size(bad, size)
+
+
+def test_the_largest_block_can_be_written(tmp_path):
+    """The limit is that of the compression: of bytes, not of what the numbers are."""
+    import numcodecs.blosc
+
+    assert block_size(2**31 - 17, 1) == numcodecs.blosc.MAX_BUFFERSIZE
+    with pytest.raises(InvalidArgument):
+        block_size(2**31 - 16, 1)
 
 
 def test_a_block_says_which_images_it_is():

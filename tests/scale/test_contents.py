@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -141,3 +142,20 @@ def test_the_reader_needs_no_list_of_all_images(tmp_path, write_images):
     few, many = (open_images([str(write_images(tmp_path / str(count), count))]) for count in (2, 60))
     assert len(pickle.dumps(many.reader())) <= len(pickle.dumps(few.reader())) + 1
     assert many.block(Block(1, 2, 4)).names == ("a/004.png", "a/006.png")
+
+
+def test_an_image_counts_once_whatever_links_lead_to_it(tmp_path, write_images):
+    folder = write_images(tmp_path / "images", 4)
+    (folder / "link").symlink_to(folder / "a")
+    (folder / "again.png").symlink_to(folder / "b" / "001.png")
+    assert len(open_images([str(folder)])) == 4
+    assert len(open_images([str(folder), str(tmp_path / "images" / "a")])) == 4
+
+
+def test_names_that_are_not_utf_8_are_told(tmp_path, write_images):
+    folder = write_images(tmp_path / "images", 2)
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(b"")
+    with pytest.raises(DataError, match=r"received a name that is not UTF-8, .*Rename it"):
+        open_images([str(folder)])
+    with pytest.raises(DataError, match="a name that is not UTF-8"):
+        open_images([os.fsdecode(os.fsencode(folder) + b"/\xff.png")])

@@ -18,7 +18,7 @@ from tfcausal.errors import InvalidArgument, RunError
 from tfcausal.interventions.adversarial import get_attack
 from tfcausal.interventions.masking import random_blocks
 from tfcausal.scale.block_store import BlockStore
-from tfcausal.scale.effect_measurer import EffectMeasurer
+from tfcausal.scale.effect_measurer import EffectMeasurer, Study
 
 CONDITIONS = ("clean", "masking", "fgsm")
 
@@ -46,7 +46,7 @@ def without_leftovers(folder):
     return not [path for path in folder.rglob("*") if "partial" in path.name]
 
 
-def inputs(folder):
+def inputs_of(folder):
     files = sorted(folder.rglob("*.png"))
     return np.stack([np.asarray(Image.open(file), np.float32) / 127.5 - 1.0 for file in files])
 
@@ -96,7 +96,7 @@ def test_effects_are_those_of_all_images_in_one_call(
     some = concepts_of(small_model, images, tmp_path / "some", **settings)
     measure_many(small_model, some, images, tmp_path / "out", block=6)
     rows, arrays, table = effects_in(tmp_path / "out")
-    model, changed, expected = in_one_call(small_model, some, inputs(images), **settings)
+    model, changed, expected = in_one_call(small_model, some, inputs_of(images), **settings)
     assert arrays.keys() == expected.keys()
     weighting = settings.get("weighting", "class")
     for name, result in expected.items():
@@ -182,9 +182,13 @@ def test_images_that_cannot_be_read_are_told_and_the_others_keep_their_masks(
     failed = rows["error"].notna().to_numpy()
     assert rows["image"][failed].tolist() == bad
     assert rows["masking_class"][failed].isna().all()
+    assert (
+        rows["masking_changed"][~failed].tolist()
+        == (rows["masking_class"] != rows["predicted_class"])[~failed].tolist()
+    )
     # The masks of an image depend on its position among all: black images stand where nothing could be read.
     clean = np.full((24, 8, 6, 3), -1.0, np.float32)
-    clean[~failed] = inputs(images)
+    clean[~failed] = inputs_of(images)
     _, _, expected = in_one_call(small_model, small_concepts, clean)
     for name, result in expected.items():
         effects = result.effects[:, :, 0]
@@ -194,6 +198,66 @@ def test_images_that_cannot_be_read_are_told_and_the_others_keep_their_masks(
     own = table[table["intervention"] == "zero_out+masking"]
     mean = expected["conv1/zero_out+masking"].effects[~failed].mean(axis=0)
     np.testing.assert_allclose(own["effect"], mean.ravel(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [24, 6])
+def test_images_that_cannot_be_read_leave_random_starts_as_they_are(
+    measure_many, concepts_of, effects_in, small_model, images, tmp_path, block
+):
+    """PGD draws where it begins: in an image as if every other one of its block could be read."""
+    concepts = concepts_of(small_model, images, tmp_path / "c", attacks=[{"name": "pgd", "eps": 0.2, "steps": 2}])
+    source = shutil.copytree(images, tmp_path / "source")
+    for name in ("a/000x.png", "a/004x.png", "b/001x.png", "b/019y.png"):
+        Image.fromarray(np.full((8, 6, 3), 7, np.uint8)).save(source / name)
+    measure_many(small_model, concepts, source, tmp_path / "whole", block=block)
+    for name in ("a/004x.png", "b/001x.png"):
+        (source / name).write_bytes(b"\x00 no image")
+    measure_many(small_model, concepts, source, tmp_path / "out", block=block)
+    (_, whole, _), (rows, arrays, _) = effects_in(tmp_path / "whole"), effects_in(tmp_path / "out")
+    readable = rows["error"].isna().to_numpy()
+    assert readable.sum() == 22
+    for name, values in arrays.items():
+        np.testing.assert_allclose(values[readable], whole[name][readable], rtol=1e-4, atol=1e-6)
+
+
+def test_levels_and_nodes_keep_their_names_and_order(measure_many, concepts_of, effects_in, images, tmp_path):
+    """Nested models, of which one path with `_` in it is as another with `/`; a layer that is called `image`."""
+    inputs = keras.Input((8, 6, 3))
+    inner = keras.Sequential([keras.Input((8, 6, 3)), keras.layers.Conv2D(4, 3, activation="relu", name="b")], name="a")
+    x = keras.layers.Conv2D(3, 2, activation="relu", name="a_b")(inner(inputs))
+    x = keras.layers.Conv2D(3, 2, activation="relu", name="image")(x)
+    pooled = keras.layers.GlobalAveragePooling2D()(x)
+    keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(pooled)).save(tmp_path / "model.keras")
+    levels = [{"layer": "a/b", "nodes": [2, 0]}, "a_b", "image"]
+    changes = {"levels": levels, "autoencoder": None, "attacks": [], "classes": [2, 0]}
+    concepts = concepts_of(tmp_path / "model.keras", images, tmp_path / "c", **changes)
+    measure_many(tmp_path / "model.keras", concepts, images, tmp_path / "out", block=6)
+    _, arrays, table = effects_in(tmp_path / "out")
+    assert {name: array.shape[1:] for name, array in arrays.items()} == {
+        "image/masking": (1, 2),
+        "a_b/zero_out": (2, 2),
+        "a_b/zero_out+masking": (2, 2),
+        "a_b/zero_out_": (3, 2),
+        "a_b/zero_out+masking_": (3, 2),
+        "image/zero_out": (3, 2),
+        "image/zero_out+masking": (3, 2),
+    }
+    model, clean = keras.models.load_model(tmp_path / "model.keras"), inputs_of(images)
+    for name, level, nodes in (("a_b/zero_out", "a/b", [2, 0]), ("a_b/zero_out_", "a_b", None)):
+        expected = ConceptEffects(ChannelConcepts(model, level))(clean, nodes, classes=[2, 0])
+        np.testing.assert_allclose(arrays[name], expected.effects[:, :, 0], rtol=1e-5, atol=1e-6)
+        own = table[(table["level"] == level) & (table["intervention"] == "zero_out")]
+        assert own["node"].tolist() == np.repeat(nodes or [0, 1, 2], 2).tolist()
+        assert own["class"].tolist() == [2, 0] * (len(own) // 2)
+        assert own["dead"].tolist() == np.repeat(expected.dead, 2).tolist()
+
+
+def test_blocks_of_any_size_do_not_trace_again(small_model, small_concepts):
+    measure = EffectMeasurer(Study(small_model, small_concepts))
+    pictures = np.random.default_rng(0).random((6, 8, 6, 3), dtype=np.float32)
+    for count in (6, 2, 1, 6):
+        measure(measure.changed(pictures[:count]))
+    assert measure._answers._answers.experimental_get_tracing_count() == 1
 
 
 def test_an_image_with_which_the_model_overflows_fails_alone(measure_many, concepts_of, effects_in, images, tmp_path):
@@ -305,10 +369,26 @@ def test_an_interruption_leaves_whole_blocks_and_the_same_call_goes_on(
     same_effects(tmp_path, finished, within=0)
 
 
+def test_while_blocks_are_missing_there_is_no_table(
+    measure_many, finished, monkeypatch, small_model, small_concepts, images, tmp_path
+):
+    folder = shutil.copytree(finished, tmp_path / "out")
+    part(folder, 1).unlink()
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BlockStore, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure_many(small_model, small_concepts, images, folder, block=6)
+    assert not (folder / "effects.parquet").exists()
+
+
 def test_a_finished_job_makes_its_table_again_and_no_block(
     measure_many, finished, monkeypatch, small_model, small_concepts, images, effects_in
 ):
     before, (_, _, table) = written(finished), effects_in(finished)
+    (finished / "effects.parquet").unlink()
     monkeypatch.setattr(BlockStore, "write", lambda *arguments: pytest.fail("written"))
     assert measure_many(small_model, small_concepts, images, finished, block=6).done == 20
     assert written(finished) == before
@@ -352,6 +432,16 @@ def test_overwriting_leaves_nothing_of_what_was_there(
     measure_many(small_model, small_concepts, images / "b", tmp_path / "new", block=6)
     assert len(written(folder)) == 4
     same_effects(folder, tmp_path / "new", within=0)
+
+
+def test_overwriting_takes_no_effects_that_were_measured_otherwise(
+    measure_many, small_model, small_concepts, images, tmp_path
+):
+    folder = shutil.copytree(small_concepts, tmp_path / "some")
+    kept = (folder / "effects.parquet").read_bytes()
+    with pytest.raises(RunError, match=r"with job\.json, to overwrite; received effects"):
+        measure_many(small_model, folder, images, folder, overwrite=True)
+    assert (folder / "effects.parquet").read_bytes() == kept
 
 
 @pytest.mark.parametrize("values", ["mean", "range", "sampled", [0.0, 1.0]])

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from tfcausal.errors import DataError, InvalidArgument, RunError, UnsupportedOperation
-from tfcausal.scale.engine import check_engine, run_blocks
+from tfcausal.scale.engine import Engine, check_engine, run_blocks
 from tfcausal.scale.ray_session import ray_session
 
 
@@ -70,14 +70,13 @@ def test_an_interruption_is_not_an_error_of_a_block():
 def test_engines_that_do_not_exist_are_refused_before_anything(arguments, text):
     with pytest.raises(InvalidArgument, match=text):
         check_engine(*arguments)
-    engine, workers, address = (*arguments, None, None)[:3]
     with pytest.raises(InvalidArgument, match=text):
-        run_blocks(lambda: pytest.fail("made"), [1], print, engine, workers, address)
+        Engine(*arguments)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UnsupportedOperation, match=r"pip install 'tfcausal\[ray\]', or use --engine local"):
-        run_blocks(lambda: pytest.fail("made"), [1], print, "ray")
+        run_blocks(lambda: pytest.fail("made"), [1], print, Engine("ray"))
     with pytest.raises(UnsupportedOperation), ray_session():
         pytest.fail("connected")

@@ -314,13 +314,46 @@ def test_a_folder_with_something_else_is_left_alone(explain_many, finished, smal
         explain_many(small_model, images, tmp_path / "mine.txt")
     explain_many(small_model, images, tmp_path, {"overwrite": True})
     assert (tmp_path / "mine.txt").read_text() == "mine"
-    (tmp_path / "job.json").write_text("{")
-    with pytest.raises(RunError, match=r"job\.json: expected JSON"):
-        explain_many(small_model, images, tmp_path)
+    for content, text in (("{", "expected JSON"), ("[]", "received other JSON"), ('{"source": "abc"}', "other JSON")):
+        (tmp_path / "job.json").write_text(content)
+        with pytest.raises(RunError, match=rf"job\.json: .*{text}"):
+            explain_many(small_model, images, tmp_path)
     folder = shutil.copytree(finished, tmp_path / "out")
     shutil.rmtree(folder / "maps.zarr")
     with pytest.raises(RunError, match=r"has lost its maps\.zarr"):
         explain_many(small_model, images, folder, block=6)
+
+
+def test_overwriting_takes_nothing_that_is_not_of_such_a_job(explain_many, small_model, images, tmp_path):
+    """A run has a `maps.zarr`, too."""
+    (tmp_path / "maps.zarr").mkdir()
+    (tmp_path / "maps.zarr" / "mine").touch()
+    with pytest.raises(RunError, match=r"with job\.json, to overwrite; received maps\.zarr without it"):
+        explain_many(small_model, images, tmp_path, {"overwrite": True})
+    assert (tmp_path / "maps.zarr" / "mine").exists()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_kill_while_it_overwrites_leaves_what_can_be_gone_on_with(
+    explain_many, finished, same_results, small_model, images, tmp_path
+):
+    folder = shutil.copytree(finished, tmp_path / "out")
+    shutil.rmtree(folder / "explanations.parquet")
+    (folder / "maps.zarr" / "zarr.json").unlink()  # removed in part
+    explain_many(small_model, images, folder, block=6)
+    same_results(folder, finished, within=0)
+
+
+def test_results_are_not_written_among_the_images(explain_many, small_model, images, tmp_path):
+    source = shutil.copytree(images, tmp_path / "source")
+    (tmp_path / "link").symlink_to(source)
+    for output in (source / "out", source, tmp_path / "link" / "a" / "out"):
+        with pytest.raises(InvalidArgument, match=r"`output`: expected a folder outside of the images in .*/source"):
+            explain_many(small_model, source, output)
+    with pytest.raises(InvalidArgument, match=r"a folder of a file system of this machine; received s3:/bucket/out"):
+        explain_many(small_model, source, Path("s3://bucket/out"))
+    assert sorted(path.name for path in source.iterdir()) == ["a", "b"]
+    assert explain_many(small_model, source / "a", source / "out").done == 10
 
 
 def test_two_at_the_same_time_are_refused(explain_many, small_model, images, tmp_path):
@@ -343,7 +376,7 @@ def test_two_at_the_same_time_are_refused(explain_many, small_model, images, tmp
         ({"options": {"layer": "conv1"}}, {}, InvalidArgument, "options of wbp"),
         ({"reducer": "median"}, {}, InvalidArgument, "sum, mean, max, abs_max"),
         ({"size": (9, 6)}, {}, InvalidArgument, "received 9 x 6"),
-        ({}, {"block": 0}, InvalidArgument, "a number of images, 1 or more; received 0"),
+        ({}, {"block": 0}, InvalidArgument, "a number of images, 1 or more, here 3728270 at most; received 0"),
         ({}, {"column": "image"}, InvalidArgument, "Leave out --column"),
         ({}, {"model_name": "ppi"}, InvalidArgument, "Leave out --model"),
     ],

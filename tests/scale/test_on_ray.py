@@ -12,6 +12,7 @@ import pytest
 
 from tfcausal.errors import DataError, RunError
 from tfcausal.scale import effect_blocks, explain_blocks
+from tfcausal.scale import ray_session as ray_session_module
 from tfcausal.scale.block_store import BlockStore
 from tfcausal.scale.engine import Engine, run_blocks
 from tfcausal.scale.ray_session import ray_module, ray_session
@@ -24,9 +25,13 @@ def ray_here():
         yield ray
 
 
-def done_on_ray(make_worker, blocks, workers=2, **options):
+def on_ray(workers=2):
+    return Engine("ray", workers)
+
+
+def done_on_ray(make_worker, blocks, workers=2, say=lambda text: None):
     finished = []
-    run_blocks(make_worker, blocks, lambda *result: finished.append(result), "ray", workers, **options)
+    run_blocks(make_worker, blocks, lambda *result: finished.append(result), on_ray(workers), say)
     return finished
 
 
@@ -73,7 +78,7 @@ def test_blocks_are_taken_when_they_are_needed():
         finished.append(block)
         most.append(len(taken) - len(finished))
 
-    run_blocks(lambda: lambda block: block, blocks(), count, "ray", 2)
+    run_blocks(lambda: lambda block: block, blocks(), count, on_ray())
     assert len(finished) == 40
     assert max(most) <= 2 * 2 + 1
 
@@ -171,11 +176,9 @@ def undisturbed(tmp_path_factory, explain_many, small_model, source):
     return folder
 
 
-def on_ray(workers=2):
-    return Engine("ray", workers)
-
-
-def test_explanations_are_those_of_one_process(explain_many, same_results, small_model, source, undisturbed, tmp_path):
+def test_explanations_are_those_of_one_process(
+    explain_many, same_results, small_model, source, undisturbed, tmp_path, monkeypatch
+):
     outcome = explain_many(small_model, source, tmp_path, block=7, engine=on_ray())
     assert (outcome.done, outcome.failed) == (60, 2)
     same_results(tmp_path, undisturbed)
@@ -185,6 +188,9 @@ def test_explanations_are_those_of_one_process(explain_many, same_results, small
     explain_many(small_model, source, tmp_path, block=7)  # what Ray began, one process goes on with
     assert [path for path, written in before.items() if path.stat().st_mtime_ns != written] == [gone]
     same_results(tmp_path, undisturbed)
+    with monkeypatch.context() as patched:  # where all is done, no Ray is asked for
+        patched.setattr(ray_session_module, "ray_module", lambda *arguments: pytest.fail("asked for"))
+        assert explain_many(small_model, source, tmp_path, block=7, engine=Engine("ray", 2, "host:1")).done == 60
 
 
 @contextmanager
@@ -231,18 +237,19 @@ def test_an_actor_that_is_killed_loses_nothing_and_doubles_nothing(
 ):
     said = []
     with killed_worker(monkeypatch, explain_blocks, tmp_path / "pid", moment):
-        outcome = explain_many(small_model, source, tmp_path / "out", block=7, engine=on_ray(), say=said.append)
+        outcome = explain_many(small_model, source, tmp_path / "out", said=said, block=7, engine=on_ray())
     assert any("Block 2 (images 14 to 20)" in text and "will be done again" in text for text in said)
     assert (outcome.done, outcome.failed) == (60, 2)
     assert len(list((tmp_path / "out" / "explanations.parquet").glob("*"))) == 9
     same_results(tmp_path / "out", undisturbed)
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
 def test_effects_are_those_of_one_process_also_if_an_actor_is_killed(
-    measure_many, same_effects, small_model, small_concepts, source, tmp_path, monkeypatch
+    measure_many, same_effects, small_model, small_concepts, source, tmp_path, monkeypatch, moment
 ):
     measure_many(small_model, small_concepts, source, tmp_path / "undisturbed", block=13)
-    with killed_worker(monkeypatch, effect_blocks, tmp_path / "pid", "before"):
+    with killed_worker(monkeypatch, effect_blocks, tmp_path / "pid", moment):
         outcome = measure_many(small_model, small_concepts, source, tmp_path / "out", block=13, engine=on_ray())
     assert (outcome.done, outcome.failed) == (60, 2)
     assert len(list((tmp_path / "out" / "answers.parquet").glob("*"))) == 5

@@ -162,3 +162,19 @@ def test_the_fingerprint_tells_rows_and_the_column(tmp_path):
     two = write(tmp_path / "b" / "t.parquet", {"x": [b"1", b"2", b"3"], "y": [b"1", b"2", b"3"]})
     prints = {open_images([str(path)], column).fingerprint() for path in (one, two) for column in "xy"}
     assert len(prints) == 4
+
+
+def test_rows_are_called_by_the_path_of_their_file(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pyarrow.parquet.write_table(pyarrow.table({"x": pyarrow.array([b"1"])}), tmp_path / name / "t.parquet")
+    images = open_images([str(tmp_path)])
+    assert [content.name for content in images.reader()(Block(0, 0, 2))] == ["a/t.parquet#0", "b/t.parquet#0"]
+
+
+def test_a_struct_whose_path_is_no_text_is_refused(tmp_path):
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.int64())])
+    column = pyarrow.array([{"bytes": None, "path": 3}], kind)
+    pyarrow.parquet.write_table(pyarrow.table({"x": column}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"expected a column of bytes, of texts, or of \{bytes, path\}"):
+        open_images([str(tmp_path / "t.parquet")])

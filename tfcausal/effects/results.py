@@ -153,6 +153,11 @@ class EffectResult:
     codes: np.ndarray | None = None
 
     @property
+    def nbytes(self) -> int:
+        """Size in memory of what is there for every image."""
+        return sum(array.nbytes for array in (self.observed, self.intervened, self.untouched, self.posterior))
+
+    @property
     def causal(self) -> bool:
         """As in :class:`EffectSummary`."""
         return self.agreement is None or self.agreement.faithful

@@ -17,7 +17,7 @@ import pandas
 import pyarrow
 import pyarrow.parquet
 
-from tfcausal.atomic import atomic_path
+from tfcausal.atomic import atomic_path, cannot_write
 from tfcausal.config_errors import closest
 from tfcausal.errors import InvalidArgument, RunError, message
 
@@ -170,7 +170,10 @@ def write_table(path: str | Path, schema: pyarrow.Schema, frame: pandas.DataFram
     """
     table = _as_table(schema, frame)
     with atomic_path(path) as partial:
-        pyarrow.parquet.write_table(table, partial)
+        try:
+            pyarrow.parquet.write_table(table, partial)
+        except OSError as error:
+            raise cannot_write(Path(path), error) from error
 
 
 class ParquetTable:

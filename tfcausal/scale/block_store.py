@@ -13,6 +13,7 @@ and any other is done from the beginning. What could not be computed of an image
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 JOB = "job.json"
 _PART = re.compile(r"part-(\d{6,})\.parquet")
 _AGAIN = "Write to another folder: --output OTHER, or begin anew: --overwrite."
+_MOST_LETTERS = 120
 _FACTS = ("versions", "model", "source")
 """What of a job may differ when it goes on, or is compared by itself: the model is known by its hash."""
 
@@ -68,7 +70,7 @@ class BlockStore:
         folder: Its absolute path.
         rows: The folder of rows.
         arrays: The zarr store.
-        tallies: The folder of tallies.
+        tallies: The folder of tallies, or None.
     """
 
     def __init__(
@@ -91,9 +93,17 @@ class BlockStore:
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder}: expected a folder to write to; received a file. Choose another: --output.")
-        if overwrite or not self.folder.exists():
-            return
         path = self.folder / JOB
+        if overwrite:
+            ours = [place.name for place in (self.rows, *self._others) if place.exists()]
+            if ours and not path.exists():  # a run, for instance: it has tables of the same names
+                raise RunError(
+                    f"{self.folder}: expected results of this command, with {JOB}, to overwrite; received {ours[0]} "
+                    "without it. Write to another folder: --output OTHER."
+                )
+            return
+        if not self.folder.exists():
+            return
         if not path.exists():
             others = sorted(item.name for item in self.folder.iterdir() if not item.name.startswith("."))
             if others:
@@ -106,8 +116,10 @@ class BlockStore:
             kept = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: expected JSON; it cannot be read ({error}). {_AGAIN}") from None
+        if not isinstance(kept, dict) or not isinstance(kept.get("source"), dict):
+            raise RunError(f"{path}: expected a job of tfcausal; received other JSON. {_AGAIN}")
         now = json.loads(to_json(job))
-        before, after = ({**values.get("source", {})} for values in (kept, now))
+        before, after = (values["source"] for values in (kept, now))
         if any(before.get(name) != after[name] for name in after if name != "places"):
             raise RunError(
                 f"{self.folder} was begun with other images: {_images(before)}; received {_images(after)}. Files were "
@@ -115,7 +127,9 @@ class BlockStore:
             )
         changed = [name for name in {**kept, **now} if kept.get(name) != now.get(name) and name not in _FACTS]
         if changed:
-            differences = "; ".join(f"{name}: {kept.get(name)!r}, now {now.get(name)!r}" for name in changed)
+            differences = "; ".join(
+                f"{name}: {_short(kept.get(name))}, now {_short(now.get(name))}" for name in changed
+            )
             raise RunError(f"{self.folder} was begun with other settings ({differences}). {_AGAIN}")
 
     @contextmanager
@@ -135,7 +149,6 @@ class BlockStore:
         Raises:
             RunError: As for :meth:`check`; another process holds the folder; or it cannot be written.
         """
-        self.check(job, overwrite)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -149,13 +162,18 @@ class BlockStore:
             if not (self.folder / JOB).exists():
                 write_atomic(self.folder / JOB, to_json(job))
             finished = self.finished()
-            if not self.arrays.exists():
-                if finished:
-                    lost = f"{self.folder} has lost its {self.arrays.name}, but not its {self.rows.name}."
-                    raise RunError(f"{lost} {_AGAIN}")
+            if finished and not self.arrays.exists():
+                lost = f"{self.folder} has lost its {self.arrays.name}, but not its {self.rows.name}."
+                raise RunError(f"{lost} {_AGAIN}")
+            if not finished:  # what is there holds nothing, and may have been half removed
                 with atomic_path(self.arrays) as partial:
                     make_arrays(partial)
             yield finished
+
+    def remove_results(self) -> None:
+        """Remove what is made of all blocks: some are to be done."""
+        for path in self._results:
+            remove(path)
 
     def write(
         self,
@@ -183,6 +201,7 @@ class BlockStore:
             stored: Any = zarr.open(self.arrays, mode="r+")
             for name, values in arrays.items():
                 (stored[name] if name else stored)[block.start : block.stop] = values
+                _to_disk(self.arrays / name, f"c.{block.index}.*")
         except FileNotFoundError:
             raise RunError(f"{self.arrays} is gone, or not to be reached from where a worker runs.") from None
         except OSError as error:
@@ -274,6 +293,22 @@ def make_array(
         chunk_key_encoding={"name": "default", "separator": "."},  # one folder, a file per block
         attributes=dict(attributes),
     )
+
+
+def _to_disk(folder: Path, pattern: str) -> None:
+    """Have the system write what it may still hold in memory: the rows, which say that it is there, come later."""
+    places = [*folder.glob(pattern), *([folder] if os.name == "posix" else [])]
+    for place in places:
+        descriptor = os.open(place, os.O_RDONLY if place == folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
 
 
 def _images(source: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from tfcausal.errors import InvalidArgument, message
 
 _MOST_IMAGES = 1024
 _MOST_BYTES = 128 << 20
+_LARGEST_CHUNK = 2**31 - 17  # of Blosc
 
 
 @dataclass(frozen=True)
@@ -65,24 +66,27 @@ def blocks_to_do(images: int, size: int, finished: Container[int] = ()) -> Itera
             yield Block(index, index * size, min(images, (index + 1) * size))
 
 
-def block_size(given: int | None, bytes_of_map: int, batch_size: int) -> int:
-    """Images of a block: what the user asks for, else as many as make 128 MiB of maps, at most 1024.
+def block_size(given: int | None, bytes_of_image: int, batch_size: int = 1, largest_array: int | None = None) -> int:
+    """Images of a block: what the user asks for, else as many as make 128 MiB of results, at most 1024.
 
     Args:
         given: What the user asks for; None chooses.
-        bytes_of_map: Size of one map.
-        batch_size: Images that are explained at once: the chosen size is a multiple of it, if it is not below it.
+        bytes_of_image: Size of all that is held of an image until its block is written.
+        batch_size: Images that are worked on at once: the chosen size is a multiple of it, if it is not below it.
+        largest_array: Size of an image's part of the largest array; None: `bytes_of_image`. A block's part of an array
+            is compressed at once, which 2 GiB are too much for.
 
     Raises:
-        InvalidArgument: Not a positive integer.
+        InvalidArgument: Not a positive integer, or too many.
 
     Example:
         >>> block_size(None, 224 * 224 * 3 * 4, batch_size=64)
         192
     """
     if given is not None:
-        if given < 1:
-            raise InvalidArgument(message("block", "a number of images, 1 or more", given))
+        most = _LARGEST_CHUNK // (largest_array or bytes_of_image)
+        if not 1 <= given <= most:
+            raise InvalidArgument(message("block", f"a number of images, 1 or more, here {most} at most", given))
         return given
-    fitting = max(1, min(_MOST_IMAGES, _MOST_BYTES // bytes_of_map))
+    fitting = max(1, min(_MOST_IMAGES, _MOST_BYTES // bytes_of_image))
     return max(fitting // batch_size * batch_size, min(fitting, batch_size))

@@ -182,10 +182,13 @@ def listed(place: Place) -> list[fs.FileInfo]:
         if info.type == fs.FileType.NotFound:
             raise DataError(message(place.address, "images, or a folder of them", "nothing at that place"))
         below = place.filesystem.get_file_info(fs.FileSelector(place.path, recursive=True))
+        return [info for info in below if info.type == fs.FileType.File and not info.base_name.startswith(".")]
+    except UnicodeError as error:
+        received, remedy = "a name that is not UTF-8, which pyarrow cannot read", "Rename it."
+        raise DataError(message(ascii(place.address), "images, or a folder of them", received, remedy)) from error
     except (pyarrow.ArrowException, OSError) as error:
         received = f"an error of the file system ({_reason(error)})"
         raise DataError(message(place.address, "images, or a folder of them", received)) from None
-    return [info for info in below if info.type == fs.FileType.File and not info.base_name.startswith(".")]
 
 
 def digest(values: Sequence[Any]) -> str:

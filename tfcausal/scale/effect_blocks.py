@@ -34,7 +34,7 @@ from tfcausal.scale.effect_measurer import EffectMeasurer, Measured, Study, arra
 from tfcausal.scale.effect_tallies import Tally
 from tfcausal.scale.engine import LOCAL, Engine
 from tfcausal.scale.job import Job, do_job
-from tfcausal.scale.open_images import open_images
+from tfcausal.scale.open_images import check_apart, open_images
 
 ROWS, ARRAYS, TALLIES, TABLE = "answers.parquet", "effects.zarr", "tallies", "effects.parquet"
 Found = dict[tuple[str | None, str], Measured]
@@ -69,19 +69,22 @@ def measure_many(
         What became of the images.
 
     Raises:
-        InvalidArgument: As for :class:`EffectMeasurer`; or an engine, block, address or column that there is not.
+        InvalidArgument: As for :class:`EffectMeasurer`; or an engine, block, address or column that there is not; or an
+            output that is an address, or among the images.
         DataError: There are no images.
         RunError: As for :class:`EffectMeasurer`; or the folder holds something else; or the work cannot be done.
         UnsupportedOperation: As for :class:`EffectMeasurer`; or Ray is missing.
     """
+    check_apart(output, images)
     found_images = open_images(images, column)
     measure = EffectMeasurer(study)
-    _, trial = measure(np.full((1, *measure.shape), 0.5, np.float32))  # what fails with all images fails here
+    grey = np.full((1, *measure.shape), 0.5, np.float32)
+    _, trial = measure(measure.changed(grey))  # what fails with all images fails here
     names = array_names(trial)
     shapes = {names[key]: measured.effects.shape[1:] for key, measured in trial.items()}
-    of_image = sum(measured.effects.nbytes for measured in trial.values())
-    of_image += 4 * prod(measure.shape) * (1 + len(measure.plan.conditions))
-    size = block_size(block, of_image, 1)
+    of_image = sum(one.effects.nbytes + one.result.nbytes for one in trial.values())
+    of_image += grey.nbytes * (2 + 2 * len(measure.plan.conditions))
+    size = block_size(block, of_image, largest_array=max(4 * prod(shape) for shape in shapes.values()))
     store = BlockStore(output, ROWS, ARRAYS, TALLIES, (TABLE,))
     make: Callable[[], BlockMeasurer] = partial(BlockMeasurer, measure, found_images.reader(), store, shapes)
     if engine.name == "ray":
@@ -94,7 +97,7 @@ def measure_many(
             make_array(place, (len(found_images), *shapes[name]), size, attributes, name)
 
     job = Job("measuring effects", measure.description(), found_images, images, column, size, make_arrays, make)
-    return do_job(job, store, progress, engine, overwrite, progress.say, lambda: _write_table(store, measure, trial))
+    return do_job(job, store, progress, engine, overwrite, lambda: _write_table(store, measure, trial))
 
 
 class BlockMeasurer:
@@ -116,7 +119,8 @@ class BlockMeasurer:
     def __call__(self, block: Block) -> None:
         """Measure the effects in a block."""
         rows: list[dict[str, Any]] = []
-        pictures: dict[int, np.ndarray] = {}
+        # What could not be read is grey: masks and random starts of the others do not depend on it.
+        pictures = np.full((len(block), *self._measure.shape), 0.5, np.float32)
         with refuse_decompression_bombs():
             for index, content in enumerate(self._reader(block)):
                 rows.append({"image": content.name, "position": block.start + index})
@@ -126,25 +130,31 @@ class BlockMeasurer:
                     pictures[index] = read_content(content.data, self._measure.shape)
                 except DataError as error:
                     rows[index]["error"] = str(error)
-        parts = [part for run in _consecutive(list(pictures)) for part in self._measured(run, pictures, rows, block)]
+        readable = [index for index, row in enumerate(rows) if "error" not in row]
+        changed = self._measure.changed(pictures, block.start) if readable else {}
+        parts = list(self._measured(readable, changed, rows))
         self._store.write(block, rows, self._schema, *self._joined(parts, len(block)))
 
     def _measured(
-        self, positions: list[int], pictures: Mapping[int, np.ndarray], rows: list[dict[str, Any]], block: Block
+        self, positions: list[int], changed: Mapping[str, np.ndarray], rows: list[dict[str, Any]]
     ) -> Iterator[tuple[list[int], Found]]:
-        """Effects in images that lie one after the other; alone, where the model overflows with one of them."""
+        """Effects in images, all together; in ever smaller parts, where the model overflows with one of them."""
+        if not positions:
+            return
         try:
-            images = np.stack([pictures[position] for position in positions])
-            answers, found = self._measure(images, block.start + positions[0])
+            answers, found = self._measure({name: images[positions] for name, images in changed.items()})
         except InvalidArgument as error:
             if len(positions) == 1:
                 rows[positions[0]]["error"] = str(error)
                 return
-            for position in positions:
-                yield from self._measured([position], pictures, rows, block)
+            middle = len(positions) // 2
+            for part in (positions[:middle], positions[middle:]):
+                yield from self._measured(part, changed, rows)
             return
+        differs = {name: self._measure.plan.changed_answers(answers, name) for name in answers if name != CLEAN}
         for index, position in enumerate(positions):
-            rows[position] |= self._told({condition: scores[index] for condition, scores in answers.items()})
+            rows[position] |= self._told({name: scores[index] for name, scores in answers.items()})
+            rows[position] |= {f"{name}_changed": bool(values[index]) for name, values in differs.items()}
         yield positions, found
 
     def _joined(
@@ -190,6 +200,7 @@ def schema(conditions: Sequence[str], answer: str) -> pyarrow.Schema:
             (f"{role}_class", pyarrow.int32()),
             (f"{role}_name", pyarrow.string()),
             (f"{role}_{answer}", pyarrow.float32()),
+            *([] if condition == CLEAN else [(f"{role}_changed", pyarrow.bool_())]),
         ]
     return pyarrow.schema([*fields, ("error", pyarrow.string())])
 
@@ -211,12 +222,6 @@ def _attributes(measure: EffectMeasurer, level: str | None, intervention: str, o
 
 def _make(study: Study, reader: Reader, store: BlockStore, shapes: Mapping[str, tuple[int, ...]]) -> BlockMeasurer:
     return BlockMeasurer(EffectMeasurer(study), reader, store, shapes)
-
-
-def _consecutive(positions: list[int]) -> Iterator[list[int]]:
-    """Positions in ascending order, divided where one is missing."""
-    gaps = np.flatnonzero(np.diff(positions) > 1) + 1
-    return (part.tolist() for part in np.split(np.array(positions, int), gaps) if len(part))
 
 
 def _write_table(store: BlockStore, measure: EffectMeasurer, trial: Found) -> None:

@@ -25,6 +25,7 @@ from tfcausal.environment import environment
 from tfcausal.errors import InvalidArgument, RunError, message
 from tfcausal.models.loading import load_trained
 
+_NEEDED = ("model", "effects", "image_shape", "pixels", "seed")
 _LEFT_OUT = {"evidence": False, "maps": None, "detection": None}
 """What needs masks, or all images at once."""
 
@@ -70,6 +71,7 @@ class EffectMeasurer:
     Attributes:
         name: Name of the model in the tables.
         store: Its effects on some images, from which concepts and settings come.
+        settings: What was measured there, and of which model.
         plan: What is measured.
         shape: (height, width, channels) that images are resized to.
         class_names: Names of the classes by index; None where they are unknown.
@@ -91,7 +93,12 @@ class EffectMeasurer:
                 f"there are none, or they are not finished. Measure them first, without --engine: `tfcausal effects "
                 f"{study.source}`, or name their folder with --concepts."
             )
-        self.settings = read_json(self.store.folder / "settings.json")
+        path = self.store.folder / "settings.json"
+        self.settings = read_json(path)
+        missing = [name for name in _NEEDED if name not in self.settings]
+        if missing:
+            remedy = "Measure again with `tfcausal effects --overwrite`."
+            raise RunError(f"{path}: expected the settings of effects; there is no `{missing[0]}`. {remedy}")
         if hash_of([file]) != self.settings["model"]:
             expected = f"the model whose concepts are in {self.store.folder}"
             raise InvalidArgument(message(str(file), expected, "another one", "Measure its effects first."))
@@ -128,11 +135,12 @@ class EffectMeasurer:
     def description(self) -> dict[str, Any]:
         """What is measured, and with which versions, for JSON."""
         subject = self.plan.subject
-        folders = {level.layer: self.store.level(level.layer) for level in self.plan.levels}
+        levels = self.plan.levels if self.plan.effects.autoencoder else ()
+        autoencoders = {level.layer: self.store.level(level.layer) / AUTOENCODER for level in levels}
         return {
             "model": subject.source,
             "model_sha256": self.settings["model"],
-            "concepts_sha256": {layer: hash_of(sorted(folder.glob(AUTOENCODER))) for layer, folder in folders.items()},
+            "concepts_sha256": {layer: hash_of([path]) for layer, path in autoencoders.items()},
             "effects": self.plan.effects.model_dump(),
             "seed": subject.seed,
             "image_shape": list(self.shape),
@@ -151,14 +159,24 @@ class EffectMeasurer:
         weighting = self.plan.effects.weighting
         return Measurement(self.name, level, intervention, result.reference, result.sign, weighting, result.scale)
 
-    def __call__(
-        self, pictures: np.ndarray, first: int = 0
-    ) -> tuple[dict[str, np.ndarray], dict[tuple[str | None, str], Measured]]:
-        """Measure effects in images.
+    def changed(self, pictures: np.ndarray, first: int = 0) -> dict[str, np.ndarray]:
+        """Images as they are, masked and attacked, in the model's input space, by intervention.
 
         Args:
             pictures: In [0, 1], float32 (N, height, width, channels).
             first: Position of the first of them among all images.
+        """
+        low, high = self.plan.subject.pixels
+        clean = (low + (high - low) * pictures).astype(np.float32)
+        return {condition: self.plan.changed(condition, clean, first) for condition in self.plan.conditions}
+
+    def __call__(
+        self, changed: Mapping[str, np.ndarray]
+    ) -> tuple[dict[str, np.ndarray], dict[tuple[str | None, str], Measured]]:
+        """Measure effects in images.
+
+        Args:
+            changed: The same images under every intervention, as :meth:`changed` gives them.
 
         Returns:
             The answers (N, classes) by intervention on the images; and what was measured, by level (None for the image
@@ -167,16 +185,14 @@ class EffectMeasurer:
         Raises:
             InvalidArgument: The model gives values that are not finite.
         """
-        low, high = self.plan.subject.pixels
-        clean = (low + (high - low) * pictures).astype(np.float32)
-        changed = {condition: self.plan.changed(condition, clean, first) for condition in self.plan.conditions}
         both = {condition: self._answers.answers(images) for condition, images in changed.items()}
-        every = np.arange(self._answers.graph.num_classes)
+        every, scale = np.arange(self._answers.graph.num_classes), self.plan.effects.scale
         found: dict[tuple[str | None, str], Measured] = {}
         for condition in self.plan.conditions[1:]:
-            same = (changed[condition] == clean).all(axis=(1, 2, 3))
-            result = self._answers.compared(both[condition], both[CLEAN], same, self.plan.effects.scale, every)
-            found[None, condition] = self._measured(result)
+            same = (changed[condition] == changed[CLEAN]).all(axis=(1, 2, 3))
+            found[None, condition] = self._measured(
+                self._answers.compared(both[condition], both[CLEAN], same, scale, every)
+            )
         for level, effects in self._levels:
             for condition, images in changed.items():
                 with warnings.catch_warnings():

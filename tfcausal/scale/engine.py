@@ -50,9 +50,10 @@ class Engine:
     """Where blocks are done.
 
     Attributes:
-        name: `local`, this process, or `ray`, actors.
-        workers: Number of actors; None is 1.
-        address: The Ray cluster; None takes RAY_ADDRESS, or starts a Ray of this machine.
+        name: `local` works in this process, with all of its cores; `ray` with actors.
+        workers: Number of actors, each with one CPU of Ray and its share of the cores; None is 1.
+        address: The Ray cluster. None takes RAY_ADDRESS; where that is not set, either, a Ray of this machine is
+            started, and stopped at the end.
 
     Raises:
         InvalidArgument: No such engine, or workers or an address that it does not take.
@@ -73,9 +74,7 @@ def run_blocks(
     make_worker: MakeWorker[BlockT, Result],
     blocks: Iterable[BlockT],
     on_finished: Callable[[BlockT, Result], None],
-    engine: EngineName = "local",
-    workers: int | None = None,
-    address: str | None = None,
+    engine: Engine = LOCAL,
     say: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Do every block once.
@@ -89,14 +88,10 @@ def run_blocks(
         blocks: The blocks, picklable for Ray. `str(block)` is what messages call one.
         on_finished: Called in this process with a finished block and what the worker gave for it, which is to be small
             and picklable. With Ray the order of the blocks is any.
-        engine: `local` works in this process, with all of its cores; `ray` with actors.
-        workers: Number of actors, each with one CPU of Ray and its share of the cores; None is 1.
-        address: The Ray cluster to use. None takes RAY_ADDRESS; where that is not set, either, a Ray of this machine is
-            started, and stopped at the end.
+        engine: Where it is done.
         say: Called with a sentence about what happened on the way.
 
     Raises:
-        InvalidArgument: No such engine, or workers or an address that it does not take.
         UnsupportedOperation: Ray is not installed.
         RunError: A worker failed, or its process died three times in one block, or no process can be started.
         TfCausalError: What a worker raised of these errors.
@@ -107,11 +102,10 @@ def run_blocks(
         >>> done
         {(1, 2): 3, (3, 4): 7}
     """
-    check_engine(engine, workers, address)
-    if engine == "ray":
+    if engine.name == "ray":
         from tfcausal.scale.ray_engine import run_on_ray
 
-        run_on_ray(make_worker, blocks, on_finished, workers or 1, address, say)
+        run_on_ray(make_worker, blocks, on_finished, engine.workers or 1, engine.address, say)
         return
     worker: Callable[[BlockT], Result] | None = None
     for block in blocks:

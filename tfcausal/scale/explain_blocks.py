@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import file_digest
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ import numpy as np
 import pyarrow
 
 from tfcausal.data.decoding import refuse_decompression_bombs
+from tfcausal.effect_study.subject import hash_of
 from tfcausal.errors import DataError, InvalidArgument
 from tfcausal.explain import ImageExplainer, Settings
 from tfcausal.models.inputs import read_content
@@ -32,7 +32,7 @@ from tfcausal.scale.blocks import Block, block_size
 from tfcausal.scale.contents import Content, Reader
 from tfcausal.scale.engine import LOCAL, Engine
 from tfcausal.scale.job import Job, do_job
-from tfcausal.scale.open_images import open_images
+from tfcausal.scale.open_images import check_apart, open_images
 
 ROWS, MAPS = "explanations.parquet", "maps.zarr"
 _DESCRIPTION = (
@@ -51,7 +51,6 @@ def explain_many(
     block: int | None = None,
     column: str | None = None,
     model_name: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Explain many images, or go on where an earlier call was interrupted.
 
@@ -62,25 +61,26 @@ def explain_many(
         images: Image files and folders of them, or parquet files; paths, or addresses such as `s3://bucket/images`.
         output: The folder to write to; what is written stands at the head of this module.
         settings: How images are explained.
-        progress: Where to show how far it is.
+        progress: Where to show how far it is, and to say what was chosen and what happened.
         engine: Where it is done. The results do not depend on it.
         block: Images that are finished together, or not at all; None chooses by the size of the maps.
         column: The column of parquet files with the images.
         model_name: Which model of a run; may be None where there is only one.
-        say: Called with sentences about what was chosen and what happened.
 
     Returns:
         What became of the images, those of earlier calls too.
 
     Raises:
-        InvalidArgument: A method, option, class or size that does not go with the model, or no number for a block.
+        InvalidArgument: A method, option, class or size that does not go with the model, or no number for a block; or
+            an output that is an address, or among the images.
         DataError: There are no images.
         RunError: The run has no such model yet; the folder holds something else; or the work cannot be done.
         UnsupportedOperation: The method does not take this model, the model does not take images, or Ray is missing.
     """
     find_explainer(settings.method)
+    check_apart(output, images)
     found = open_images(images, column)
-    explain = ImageExplainer(source, settings, model_name, say)
+    explain = ImageExplainer(source, settings, model_name, progress.say)
     _, _, (example,) = explain(np.full((1, *explain.shape), 0.5, np.float32))  # what fails with all images fails here
     shape = reduced(example, settings.reducer).shape
     size = block_size(block, 4 * math.prod(shape), explain.explainer.batch_size)
@@ -88,7 +88,7 @@ def explain_many(
         **explain.description(),
         "target": settings.target,
         "class_names": explain.loaded.class_names,
-        "model_sha256": _sha256(explain.loaded.file),
+        "model_sha256": None if explain.loaded.file is None else hash_of([explain.loaded.file]),
     }
     store = BlockStore(output, ROWS, MAPS)
     make: Callable[[], BlockExplainer] = partial(BlockExplainer, explain, found.reader(), store, shape)
@@ -102,7 +102,7 @@ def explain_many(
         make_array(place, (len(found), *shape), size, attributes)
 
     job = Job(f"explaining ({settings.method})", described, found, images, column, size, make_maps, make)
-    return do_job(job, store, progress, engine, settings.overwrite, say)
+    return do_job(job, store, progress, engine, settings.overwrite)
 
 
 class BlockExplainer:
@@ -193,10 +193,3 @@ def _make(
     shape: tuple[int, ...],
 ) -> BlockExplainer:
     return BlockExplainer(ImageExplainer(source, settings, model_name), reader, store, shape)
-
-
-def _sha256(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    with open(file, "rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,6 @@ def do_job(
     progress: ConsoleProgress,
     engine: Engine,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda text: None,
     finish: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Do the blocks of a job that are not finished.
@@ -66,10 +65,9 @@ def do_job(
     Args:
         job: The job.
         store: Where its results are, or are to be.
-        progress: Where to show how far it is.
+        progress: Where to show how far it is, and what happened on the way.
         engine: Where blocks are done.
         overwrite: Whether another job's results may be thrown away.
-        say: Called with sentences about what happened on the way.
         finish: Called when all blocks are finished, while the folder is still held.
 
     Returns:
@@ -82,20 +80,17 @@ def do_job(
     """
     description, count = job.description(), len(job.images)
     store.check(description, overwrite)
-    left = any(True for _ in blocks_to_do(count, job.block, () if overwrite else store.finished()))
+    some_left = any(True for _ in blocks_to_do(count, job.block, () if overwrite else store.finished()))
     with ExitStack() as stack:
-        if engine.name == "ray" and left:  # before the folder is written to: Ray may not be reached
+        if engine.name == "ray" and some_left:  # before the folder is written to: Ray may not be reached
             stack.enter_context(ray_session(engine.address, engine.workers or 1))
         finished = stack.enter_context(store.begin(description, job.make_arrays, overwrite))
         done = count - sum(len(left) for left in blocks_to_do(count, job.block, finished))
         advance = stack.enter_context(progress.task(job.title, count, done))
-        run_blocks(
-            job.make_worker,
-            (job.images.block(left) for left in blocks_to_do(count, job.block, finished)),
-            lambda finished_block, _: advance(len(finished_block)),
-            engine.name,
-            engine.workers,
-            say=say,
-        )
+        if done < count:
+            store.remove_results()
+            left_over = (job.images.block(left) for left in blocks_to_do(count, job.block, finished))
+            connected = replace(engine, address=None)
+            run_blocks(job.make_worker, left_over, lambda block, _: advance(len(block)), connected, progress.say)
         finish()
         return store.outcome()

@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pyarrow import fs
 
 from tfcausal.data.folder_layout import IMAGE_SUFFIXES
 from tfcausal.errors import DataError, InvalidArgument, message
 from tfcausal.scale.contents import ImageFiles, Images, Place, listed, place_of
 from tfcausal.scale.parquet_images import ParquetImages
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _KINDS = {"images": IMAGE_SUFFIXES, "tables": (".parquet",)}
+
+
+def check_apart(output: Path, addresses: Sequence[str]) -> None:
+    """Check that results are written to this machine's file system, and not among the images, where they would be read.
+
+    Args:
+        output: The folder to write to.
+        addresses: Where the images are.
+
+    Raises:
+        InvalidArgument: Otherwise.
+
+    Example:
+        >>> check_apart(Path("explanations"), ["images", "s3://bucket/images"])
+    """
+    if _ADDRESS.match(str(output)):  # of `s3://bucket`, a path has kept one slash
+        expected = "a folder of a file system of this machine"
+        raise InvalidArgument(message("output", expected, str(output), "Mount the store, or copy the results to it."))
+    for place in map(place_of, addresses):
+        if isinstance(place.filesystem, fs.LocalFileSystem):
+            images = Path(place.path).resolve()
+            if images.is_dir() and Path(output).resolve().is_relative_to(images):
+                raise InvalidArgument(message("output", f"a folder outside of the images in {images}", str(output)))
 
 
 def open_images(addresses: Sequence[str], column: str | None = None) -> Images:
@@ -48,6 +77,8 @@ def open_images(addresses: Sequence[str], column: str | None = None) -> Images:
             raise _without_images(place, is_file)
         images |= {path: found[path].size for path in of_kind["images"]}
         tables |= {path: found[path].size for path in of_kind["tables"]}
+    if isinstance(filesystem, fs.LocalFileSystem):
+        images, tables = _once(images), _once(tables)
     if images and tables:
         received = f"{len(images)} image files and {len(tables)} parquet files"
         raise DataError(message("images", "image files or parquet files, not both", received, "Name one kind."))
@@ -60,6 +91,14 @@ def open_images(addresses: Sequence[str], column: str | None = None) -> Images:
         raise InvalidArgument(message("column", "none beside image files", repr(column), "Leave out --column."))
     root = folders[0] if len(folders) == 1 else posixpath.commonpath(folders)
     return ImageFiles(filesystem, root, [(posixpath.relpath(path, root or "."), size) for path, size in images.items()])
+
+
+def _once(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Every file under one of its paths, the first of them: links can lead to it by others."""
+    paths: dict[str, str] = {}
+    for path in sorted(sizes):
+        paths.setdefault(os.path.realpath(path), path)
+    return {path: sizes[path] for path in paths.values()}
 
 
 def _suffix(path: str) -> str:

@@ -40,6 +40,7 @@ class ParquetImages:
         self._filesystem = filesystem
         parts, facts = [], []
         kind = None
+        root = posixpath.commonpath([posixpath.dirname(path) for path, _ in files])
         for path, size in sorted(files):
             schema, metadata = _metadata(filesystem, path)
             column = column or _only_column(schema, path)
@@ -48,8 +49,9 @@ class ParquetImages:
                 received = f"{schema.field(column).type} in {posixpath.basename(path)}"
                 raise DataError(message(f"column {column}", f"{kind}, as in the first file", received))
             rows = tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
-            parts.append(_File(path, rows))
-            facts.append((posixpath.basename(path), size, rows))
+            name = posixpath.relpath(path, root or ".")
+            parts.append(_File(path, name, rows))
+            facts.append((name, size, rows))
         self.column = column
         self._reader = ParquetReader(filesystem, tuple(parts), str(column))
         self._digest = digest([*facts, column])
@@ -73,6 +75,7 @@ class ParquetImages:
 @dataclass(frozen=True)
 class _File:
     path: str
+    name: str
     rows: tuple[int, ...]
 
 
@@ -85,7 +88,7 @@ class ParquetReader:
 
     Attributes:
         filesystem: Where the files are.
-        files: Their paths and the rows of their row groups.
+        files: Their paths, what they are called, and the rows of their row groups.
         column: The column with the images.
     """
 
@@ -122,7 +125,7 @@ class ParquetReader:
     def _rows(self, place: int, start: int, stop: int) -> Iterator[Content]:
         number, group = self._groups[place]
         file = self.files[number]
-        before, name = sum(file.rows[:group]), posixpath.basename(file.path)
+        before, name = sum(file.rows[:group]), file.name
         row = start
         try:
             stream = self._stream
@@ -229,7 +232,9 @@ def _only_column(schema: pyarrow.Schema, path: str) -> str:
 
 def _has_bytes(kind: pyarrow.DataType) -> bool:
     if pyarrow.types.is_struct(kind):
-        return any(child.name == "bytes" and _has_bytes(child.type) for child in kind)
+        children = {child.name: child.type for child in kind}
+        path_is_text = "path" not in children or _has_text(children["path"])
+        return "bytes" in children and _has_bytes(children["bytes"]) and path_is_text
     types = pyarrow.types
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 

@@ -180,7 +180,11 @@ def _own_directory(path: Path, rank: int) -> Iterator[RunDirectory]:
         yield RunDirectory.open(path)
         return
     with tempfile.TemporaryDirectory() as folder:
-        leave = shutil.ignore_patterns(f"{PARTIAL_PREFIX}*", *_LARGE)
+
+        def leave(place: str, names: list[str]) -> set[str]:
+            large = _LARGE if Path(place) == path else ()  # a model may have such a name
+            return {name for name in names if name.startswith(PARTIAL_PREFIX) or name in large}
+
         yield RunDirectory.open(shutil.copytree(path, Path(folder) / path.name, ignore=leave))
 
 
