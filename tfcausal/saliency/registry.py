@@ -257,7 +257,7 @@ def with_bounds(name: str, pixels: tuple[float, float], options: Mapping[str, An
         InvalidArgument: No method has this name.
 
     Example:
-        >>> with_bounds("lrp.z_box", (-1.0, 1.0)), with_bounds("wbp", (-1.0, 1.0))
+        >>> with_bounds("lrp.epsilon", (-1.0, 1.0)), with_bounds("wbp", (-1.0, 1.0))
         ({'low': -1.0, 'high': 1.0}, {})
     """
     low, high = sorted(pixels)

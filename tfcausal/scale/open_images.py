@@ -35,9 +35,9 @@ def check_apart(output: Path, addresses: Sequence[str]) -> None:
     if _ADDRESS.match(str(output)):  # of `s3://bucket`, a path has kept one slash
         expected = "a folder of a file system of this machine"
         raise InvalidArgument(message("output", expected, str(output), "Mount the store, or copy the results to it."))
-    for place in map(place_of, addresses):
-        if isinstance(place.filesystem, fs.LocalFileSystem):
-            images = Path(place.path).resolve()
+    for address in addresses:
+        if "://" not in address or address.startswith("file:"):
+            images = Path(place_of(address).path).resolve()
             if images.is_dir() and Path(output).resolve().is_relative_to(images):
                 raise InvalidArgument(message("output", f"a folder outside of the images in {images}", str(output)))
 
