@@ -26,14 +26,16 @@ demo: setup
 browser: setup
 	$(BIN)/python scripts/install_browser.py
 
-# Without a browser the walks through the explorer fail, and all other tests still run.
+# Without a browser the walks through the explorer fail, and all other tests still run. Every process of the tests takes
+# up to 6 GiB.
+PROCESSES ?= 2
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	-$(BIN)/python scripts/install_browser.py
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 # The slow tests, too: every network of keras.applications.
 test-all: test

@@ -38,8 +38,12 @@ def drawn_page(page, settle):
 
 @pytest.fixture
 def pick(page, drawn_page):
+    from playwright.sync_api import expect
+
     def choose(name):
-        page.get_by_role("radio", name=name, exact=True).click()
+        choice = page.get_by_role("radio", name=name, exact=True)
+        expect(choice).to_have_count(1, timeout=30_000)  # while a page is drawn, the old one can be beside the new one
+        choice.click()
         drawn_page()
 
     return choose

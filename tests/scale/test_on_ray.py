@@ -269,14 +269,24 @@ def test_a_worker_that_cannot_reach_the_folder_says_so(explain_many, small_model
     assert not list((tmp_path / "out" / "explanations.parquet").glob("part*"))
 
 
+# Occlusion in many steps: slow enough to be ended in the middle.
+SLOW = ["--method", "occlusion", "--option", "patch=2", "--option", "stride=1", "--option", "batch_size=1"]
+
+
+@pytest.fixture(scope="module")
+def slowly_undisturbed(tmp_path_factory, run_command, small_model, source):
+    """What one process makes of the images, slowly."""
+    folder = tmp_path_factory.mktemp("slowly") / "out"
+    run_command("explain", small_model, source, *SLOW, "--engine", "local", "--block", "1", "--output", folder)
+    return folder
+
+
 @pytest.mark.parametrize(("ending", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_command_that_is_ended_in_the_middle_goes_on(
-    command, run_command, same_results, small_model, source, undisturbed, tmp_path, processes, ending, code
+    command, run_command, same_results, small_model, source, slowly_undisturbed, tmp_path, processes, ending, code
 ):
     output = tmp_path / "out"
-    # Occlusion in many steps: slow enough to be ended in the middle.
-    slow = ["--method", "occlusion", "--option", "patch=2", "--option", "stride=1", "--option", "batch_size=1"]
-    words = [*command, "explain", small_model, source, *slow, "--engine", "ray", "--workers", "2", "--block", "1"]
+    words = [*command, "explain", small_model, source, *SLOW, "--engine", "ray", "--workers", "2", "--block", "1"]
     words = [str(word) for word in (*words, "--output", output)]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
@@ -306,8 +316,7 @@ def test_a_command_that_is_ended_in_the_middle_goes_on(
     assert len(after) == 62
     assert before.items() <= after.items()
     assert not [path for path in output.rglob("*") if "partial" in path.name]
-    run_command(*words[1 : words.index("--engine")], "--engine", "local", "--block", "1", "--output", tmp_path / "one")
-    same_results(output, tmp_path / "one")
+    same_results(output, slowly_undisturbed)
 
 
 def test_an_address_without_a_cluster_is_an_error(run_command, small_model, source, tmp_path):
