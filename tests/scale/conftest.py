@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,28 @@ def same_results(results):
         np.testing.assert_allclose(maps, other_maps, rtol=within, atol=within * np.nanmax(np.abs(maps)))
 
     return compare
+
+
+@pytest.fixture
+def ended_at_the_third_call(monkeypatch):
+    """Has the third call of a function end in Ctrl+C, and expects that it ends what is done within."""
+
+    @contextmanager
+    def ended(target, name):
+        original, calls = getattr(target, name), []
+
+        def interrupted(*arguments, **options):
+            calls.append(1)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return original(*arguments, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(target, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return ended
 
 
 class Processes:

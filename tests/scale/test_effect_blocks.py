@@ -344,20 +344,20 @@ def test_what_is_finished_is_not_done_again(
     ("target", "name", "done"), [(EffectMeasurer, "__call__", 1), (zarr.Array, "__setitem__", 0), (np, "savez", 2)]
 )
 def test_an_interruption_leaves_whole_blocks_and_the_same_call_goes_on(
-    measure_many, finished, same_effects, monkeypatch, small_model, small_concepts, images, tmp_path, target, name, done
+    measure_many,
+    finished,
+    same_effects,
+    ended_at_the_third_call,
+    small_model,
+    small_concepts,
+    images,
+    tmp_path,
+    target,
+    name,
+    done,
 ):
-    with monkeypatch.context() as patched:
-        original, calls = getattr(target, name), []
-
-        def interrupted(*arguments, **options):
-            calls.append(1)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return original(*arguments, **options)
-
-        patched.setattr(target, name, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            measure_many(small_model, small_concepts, images, tmp_path, block=6)
+    with ended_at_the_third_call(target, name):
+        measure_many(small_model, small_concepts, images, tmp_path, block=6)
     assert len(list((tmp_path / "answers.parquet").glob("part-*"))) == done
     assert not (tmp_path / "effects.parquet").exists()
     before = written(tmp_path)

@@ -233,20 +233,10 @@ def test_what_was_left_half_written_is_replaced(explain_many, finished, same_res
     ],
 )
 def test_an_interruption_leaves_whole_blocks_and_the_same_call_goes_on(
-    explain_many, finished, monkeypatch, same_results, small_model, images, tmp_path, target, name, done
+    explain_many, finished, ended_at_the_third_call, same_results, small_model, images, tmp_path, target, name, done
 ):
-    with monkeypatch.context() as patched:
-        original, calls = getattr(target, name), []
-
-        def interrupted(*arguments, **options):
-            calls.append(1)
-            if len(calls) == 3:
-                raise KeyboardInterrupt
-            return original(*arguments, **options)
-
-        patched.setattr(target, name, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            explain_many(small_model, images, tmp_path, block=6)
+    with ended_at_the_third_call(target, name):
+        explain_many(small_model, images, tmp_path, block=6)
     assert sorted(parts(tmp_path)) == [part(tmp_path, index).name for index in range(done)]
     assert without_leftovers(tmp_path)
     before = parts(tmp_path)
