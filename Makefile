@@ -26,8 +26,8 @@ demo: setup
 browser: setup
 	$(BIN)/python scripts/install_browser.py
 
-# Without a browser the walks through the explorer fail, and all other tests still run. Every process of the tests takes
-# up to 6 GiB.
+# Every process of the tests takes up to 6 GiB. The walks through the explorer wait for a browser that needs the machine
+# for itself; without one they fail, when all other tests have run.
 PROCESSES ?= 2
 test: setup
 	$(BIN)/ruff check .
@@ -35,7 +35,8 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	-$(BIN)/python scripts/install_browser.py
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --ignore tests/apps
+	$(BIN)/python -m pytest tests/apps
 
 # The slow tests, too: every network of keras.applications.
 test-all: test

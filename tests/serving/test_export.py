@@ -365,7 +365,7 @@ def test_concepts_of_an_earlier_model_are_left_out_and_it_says_so(small_effects,
     _, levels = prepare(load_source(path, "cfcn"), Choices(), said.append)
     assert levels == []
     assert len(said) == 1
-    assert "were learned before the model changed: they are left out" in said[0]
+    assert "learned before the model changed: they are left out" in said[0]
     assert len(prepare(load_source(path, "plain"), Choices(), said.append)[1]) == 2
     assert len(said) == 1
 
