@@ -25,6 +25,8 @@ SIDE = 352
 _CANVAS, _SHOWN, _DRAWING, _WRONG, _CHOSEN = (
     f"regions-{part}" for part in ("canvas", "shown", "drawing", "wrong", "chosen")
 )
+_NUMBER = "regions-number"
+"""Counts the canvases: what an earlier one still sends, a moment after the mouse was let go, is not heard."""
 _EDGES = ("left", "top", "right", "bottom")
 Size = tuple[int, int]
 
@@ -58,12 +60,16 @@ def _canvas(picture: np.ndarray, shapes: list[Shape], mode: str, brush: float) -
     longer = max(height, width)
     scale = SIDE // longer if longer <= SIDE else SIDE / longer
     across, down = width / round(width * scale), height / round(height * scale)
-    texts = [to_text(shape) for shape in shapes]
-    if state.get(_SHOWN) != (texts, across, down):
-        # The number tells this drawing from an equal one before it, which the canvas would take for no change.
-        number = state.get(_DRAWING, {}).get("number", 0) + 1
-        state[_DRAWING] = {"objects": to_canvas(shapes, across, down), "number": number}
-        state[_SHOWN] = (texts, across, down)
+    now = ([to_text(shape) for shape in shapes], across, down)
+    if state.get(_SHOWN) != now:
+        _begin_anew()
+        state[_SHOWN] = now
+    number = state[_NUMBER]
+    key = f"{_CANVAS}-{number}"
+    if (
+        state.get(_DRAWING, (None,))[0] != number or key not in state
+    ):  # not there: the page was left, and is shown again
+        state[_DRAWING] = (number, to_canvas(shapes, across, down))
     st_canvas(
         background_image=to_png(outlined(picture, None), SIDE),
         width=round(width * scale),
@@ -72,20 +78,27 @@ def _canvas(picture: np.ndarray, shapes: list[Shape], mode: str, brush: float) -
         stroke_width=round(brush / across) if mode == "freedraw" else OUTLINE,
         stroke_color=ADDS,
         fill_color=ADDS,
-        initial_drawing=state[_DRAWING],
-        on_change=partial(_drawn, (height, width), across, down),
-        key=_CANVAS,
+        initial_drawing={"objects": state[_DRAWING][1]},
+        on_change=partial(_drawn, number, (height, width), across, down),
+        key=key,
     )
     if state.get(_WRONG):
         st.warning(state[_WRONG], icon=":material/gesture:")
 
 
-def _drawn(size: Size, across: float, down: float) -> None:
-    """The canvas has sent what is on it now."""
+def _begin_anew() -> None:
+    """Have the next page show another canvas."""
+    st.session_state[_NUMBER] = st.session_state.get(_NUMBER, 0) + 1
+
+
+def _drawn(number: int, size: Size, across: float, down: float) -> None:
+    """A canvas has sent what is on it now."""
     state = st.session_state
+    if number != state[_NUMBER]:
+        return
     state[_WRONG] = None
     try:
-        shapes = from_canvas(state[_CANVAS]["drawing"]["raw"]["objects"], across, down)
+        shapes = from_canvas(state[f"{_CANVAS}-{number}"]["drawing"]["raw"]["objects"], across, down)
     except (InvalidArgument, KeyError, TypeError) as error:
         state[_WRONG] = f"What was drawn cannot be used: {error}"
         return
@@ -143,6 +156,7 @@ def _add(shapes: list[Shape], size: Size) -> None:
 
 
 def _keep(shapes: list[Shape]) -> None:
+    _begin_anew()
     address.change(NAME, [to_text(shape) for shape in shapes])
 
 

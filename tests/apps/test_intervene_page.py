@@ -4,6 +4,8 @@ import json
 import numpy as np
 import pytest
 
+from tfcausal.data.mask_drawing import Box
+
 REGIONS = ("box,2,3,12,20", "box,14,0,20,6")
 
 
@@ -222,14 +224,19 @@ def test_what_the_canvas_sends_is_checked(explorer, finished_runs, monkeypatch):
     explorer(finished_runs, "intervene")
     from widgets import drawing_regions
 
-    state = {"regions-canvas": {"drawing": {"raw": {"objects": [{"type": "Image", "src": "http://evil"}]}}}}
+    sent = {"drawing": {"raw": {"objects": [{"type": "Image", "src": "http://evil"}]}}}
+    state = {"regions-number": 3, "regions-canvas-3": sent}
     monkeypatch.setattr(drawing_regions.st, "session_state", state)
-    drawing_regions._drawn((24, 24), 1.0, 1.0)
+    drawing_regions._drawn(3, (24, 24), 1.0, 1.0)
     assert "cannot be used" in state["regions-wrong"]
     assert "choice-region" not in state
     box = {"type": "Rect", "top": 2, "width": 3, "height": 4, "strokeWidth": 0}
-    state["regions-canvas"]["drawing"]["raw"]["objects"] = [{**box, "left": left % 20} for left in range(25)]
-    drawing_regions._drawn((24, 24), 1.0, 1.0)
+    sent["drawing"]["raw"]["objects"] = [{**box, "left": left % 20} for left in range(25)]
+    drawing_regions._drawn(3, (24, 24), 1.0, 1.0)
     assert "At most 20 regions" in state["regions-wrong"]
     assert len(state["choice-region"]) == 20
     assert state["choice-region"][1] == "box,1,2,4,6"
+    drawing_regions._keep([Box(0, 0, 5, 5)])  # with the keyboard, before the canvas has sent all that was drawn
+    kept = list(state["choice-region"])
+    drawing_regions._drawn(3, (24, 24), 1.0, 1.0)
+    assert state["choice-region"] == kept == ["box,0,0,5,5"]
