@@ -1,11 +1,14 @@
-"""What a run was made with: versions, machine, seed and revision."""
+"""What a result was made with: versions, machine, seed, revision, and the content of files."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 PACKAGES = (
@@ -24,6 +27,7 @@ PACKAGES = (
     "adversarial-robustness-toolbox",
 )
 GIT_TIMEOUT = 10.0  # seconds
+_CHUNK = 1 << 20
 
 
 def environment(seed: int) -> dict[str, Any]:
@@ -80,3 +84,17 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode == 0 else None
+
+
+def hash_of(files: Sequence[Path]) -> str:
+    """What tells the content of files from other content: SHA-256 of all of it.
+
+    Args:
+        files: The files, in order.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        with open(file, "rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -66,9 +66,8 @@ def _canvas(picture: np.ndarray, shapes: list[Shape], mode: str, brush: float) -
         state[_SHOWN] = now
     number = state[_NUMBER]
     key = f"{_CANVAS}-{number}"
-    if (
-        state.get(_DRAWING, (None,))[0] != number or key not in state
-    ):  # not there: the page was left, and is shown again
+    # A canvas that the session does not know any more was left with its page, and begins with what is in the link.
+    if state.get(_DRAWING, (None,))[0] != number or key not in state:
         state[_DRAWING] = (number, to_canvas(shapes, across, down))
     st_canvas(
         background_image=to_png(outlined(picture, None), SIDE),

@@ -473,7 +473,7 @@ def test_concepts_must_be_there_and_of_this_model(measure_many, small_model, sma
         measure_many(tmp_path / "model.keras", small_concepts, images, tmp_path / "out")
     damaged = shutil.copytree(small_concepts, tmp_path / "damaged")
     (damaged / "effects" / "model" / "levels" / "conv1" / "autoencoder.keras").write_bytes(b"half")
-    with pytest.raises(RunError, match=r"autoencoder\.keras: the file is damaged"):
+    with pytest.raises(RunError, match=r"autoencoder\.keras: the file is damaged .*`tfcausal effects --overwrite`"):
         measure_many(small_model, damaged, images, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -346,6 +346,7 @@ def test_answers_of_another_form_are_refused(pictures, tmp_path):
         ({"logits": np.zeros(3)}, r"gives `logits` of shape \(3,\)"),
         ({"map": np.zeros((3, 4))}, r"gives `map` of shape \(3, 4\)"),
         ({"class_index": np.array([0, 7, 0])}, r"gives `class_index` 7 of 2 classes"),
+        ({"class_index": np.array([0, -1, 1])}, r"gives `class_index` -1 of 2 classes"),
         ({"label": None}, "gives no `label`"),
     ):
         other, answer = Scripted(), {name: one for name, one in (whole | changed).items() if one is not None}
@@ -359,12 +360,21 @@ def test_what_cannot_be_shown_or_read_here_fails_alone(pictures, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(pictures, folder)
     (folder / "text.png").write_text("no image")
-    (folder / "gone.png").symlink_to(tmp_path / "nowhere")
-    answers = ask(Scripted(), folder, tmp_path / "out", batch=8)
+    shutil.copy(folder / "0.png", folder / "gone.png")
+    server = Scripted()
+    predict = server.predict
+
+    def predict_and_remove(signature, inputs):
+        (folder / "gone.png").unlink(missing_ok=True)
+        return predict(signature, inputs)
+
+    server.predict = predict_and_remove
+    answers = ask(server, folder, tmp_path / "out", batch=1)
     assert len(answers.records) == 3
+    assert len(answers.failed) == 2
     reasons = {one["file"].rpartition("/")[2]: one["reason"] for one in answers.failed}
     assert reasons["text.png"].startswith("The server has answered, but the image cannot be shown here: ")
-    assert reasons.get("gone.png", "The file cannot be read: ").startswith("The file cannot be read: ")
+    assert reasons["gone.png"] == "The file cannot be read: No such file or directory."
 
 
 def test_a_message_above_the_limit_says_what_to_do(served, shelf, model_server, pictures, tmp_path, saved):

@@ -40,6 +40,7 @@ from tfcausal.progress import ConsoleProgress
 Arrays = dict[str, np.ndarray]
 _DISTRIBUTION_IMAGES = 512
 _BLOCK_BYTES = 1 << 27
+_MADE_AGAIN = "Remove it, and it is made again."
 
 
 def check(subject: Subject, effects: EffectsConfig, root: Path, overwrite: bool = False) -> None:
@@ -109,19 +110,20 @@ def _settings(subject: Subject, effects: EffectsConfig) -> dict[str, Any]:
     return {**subject.identity, "effects": effects.model_dump()}
 
 
-def load_concepts(level: Level, folder: Path) -> None:
+def load_concepts(level: Level, folder: Path, remedy: str = _MADE_AGAIN) -> None:
     """Give the concepts of a level what was learnt of them; channels have nothing to learn.
 
     Args:
         level: The level.
         folder: Where its autoencoder is.
+        remedy: What to do about a damaged file.
 
     Raises:
         RunError: The file is damaged, or not there.
     """
     if isinstance(level.concepts, ConceptAutoencoder):
         path = folder / AUTOENCODER
-        with _damage(path):
+        with _damage(path, remedy):
             level.concepts.load_weights(path)
 
 
@@ -339,13 +341,13 @@ class _Study:
 
 
 @contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def _damage(path: Path, remedy: str = _MADE_AGAIN) -> Iterator[None]:
     """Name a file of ours that cannot be read."""
     try:
         yield
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path}: the file is damaged ({reason}). Remove it, and it is made again.") from error
+        raise RunError(f"{path}: the file is damaged ({reason}). {remedy}") from error
 
 
 def _strongest(rows: pandas.DataFrame, count: int) -> list[int]:

@@ -15,14 +15,13 @@ from tfcausal.config import EffectsConfig
 from tfcausal.data.decoding import refuse_decompression_bombs
 from tfcausal.data.image_files import find_images, output_names
 from tfcausal.data.image_set import DataSet, ImageSet
+from tfcausal.environment import hash_of
 from tfcausal.errors import InvalidArgument, message
 from tfcausal.graph import OperationGraph
 from tfcausal.models.inputs import image_shape, pixel_range, read_image
 from tfcausal.models.loading import LoadedModel, load_trained
 from tfcausal.progress import ConsoleProgress
 from tfcausal.runs import RunDirectory
-
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -241,17 +240,3 @@ def _image_files(files: Sequence[Path], shape: tuple[int, int, int], pixels: tup
 
 def _names(split: ImageSet) -> str:
     return hashlib.sha256("\n".join(split.names).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def hash_of(files: Sequence[Path]) -> str:
-    """What tells the content of files from other content: SHA-256 of all of it.
-
-    Args:
-        files: The files, in order.
-    """
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()

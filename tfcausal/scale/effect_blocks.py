@@ -227,13 +227,14 @@ def _make(study: Study, reader: Reader, store: BlockStore, shapes: Mapping[str, 
 def _write_table(store: BlockStore, measure: EffectMeasurer, trial: Found) -> None:
     """The table of effects, from the tallies of all blocks; no table where no image could be measured."""
     totals: dict[str, Tally] = {}
+    names = array_names(trial)
     for stored in store.stored_tallies():
-        for name in array_names(trial).values():
+        for name in names.values():
             own = Tally.from_arrays(name, stored)
             if own is not None:
                 totals[name] = totals[name] + own if name in totals else own
     frames = []
-    for key, name in array_names(trial).items():
+    for key, name in names.items():
         if name in totals:
             one = trial[key]
             summary = totals[name].summary(one.result, one.values, one.classes)

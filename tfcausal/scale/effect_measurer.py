@@ -15,16 +15,17 @@ from tfcausal.data.image_set import ImageSet
 from tfcausal.effect_study.plan import Plan, plan
 from tfcausal.effect_study.rows import CLEAN, intervention_name
 from tfcausal.effect_study.study import load_concepts
-from tfcausal.effect_study.subject import Subject, hash_of
+from tfcausal.effect_study.subject import Subject
 from tfcausal.effects.expected import ConceptEffects
 from tfcausal.effects.image_effects import ImageEffects
 from tfcausal.effects.results import EffectResult
 from tfcausal.effects.store import AUTOENCODER, EffectStore, read_json
 from tfcausal.effects.table import Measurement
-from tfcausal.environment import environment
+from tfcausal.environment import environment, hash_of
 from tfcausal.errors import InvalidArgument, RunError, message
 from tfcausal.models.loading import load_trained
 
+_REMEDY = "Measure again with `tfcausal effects --overwrite`."
 _NEEDED = ("model", "effects", "image_shape", "pixels", "seed")
 _LEFT_OUT = {"evidence": False, "maps": None, "detection": None}
 """What needs masks, or all images at once."""
@@ -97,8 +98,7 @@ class EffectMeasurer:
         self.settings = read_json(path)
         missing = [name for name in _NEEDED if name not in self.settings]
         if missing:
-            remedy = "Measure again with `tfcausal effects --overwrite`."
-            raise RunError(f"{path}: expected the settings of effects; there is no `{missing[0]}`. {remedy}")
+            raise RunError(f"{path}: expected the settings of effects; there is no `{missing[0]}`. {_REMEDY}")
         if hash_of([file]) != self.settings["model"]:
             expected = f"the model whose concepts are in {self.store.folder}"
             raise InvalidArgument(message(str(file), expected, "another one", "Measure its effects first."))
@@ -124,7 +124,7 @@ class EffectMeasurer:
         self._answers = ImageEffects(loaded.model, effects.sign)
         self._levels = []
         for level in self.plan.levels:
-            load_concepts(level, self.store.level(level.layer))
+            load_concepts(level, self.store.level(level.layer), _REMEDY)
             self._levels.append((level, ConceptEffects(level.concepts, effects.reference, effects.sign)))
 
     @property

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow
 
 from tfcausal.data.decoding import refuse_decompression_bombs
-from tfcausal.effect_study.subject import hash_of
+from tfcausal.environment import hash_of
 from tfcausal.errors import DataError, InvalidArgument
 from tfcausal.explain import ImageExplainer, Settings
 from tfcausal.models.inputs import read_content

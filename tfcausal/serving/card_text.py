@@ -122,8 +122,8 @@ def _comparison(compared: Any) -> list[str]:
     sizes = ", ".join(map(str, compared["batch_sizes"]))
     return [
         f"Asked in a process without tfcausal and Keras, in batches of {sizes}: differences from the model in Python "
-        f"are at most {compared['largest']:.1e}, with a limit of {compared['tolerance']:.0e}. For maps, and for "
-        "numbers above 1, they are shares of the largest magnitude in the same image."
+        f"are at most {compared['largest']:.1e}, with a limit of {compared['tolerance']:.0e}. In maps they are "
+        "shares of the largest magnitude in the same image, and in other outputs where that is above 1."
     ]
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from hashlib import file_digest
 from importlib.metadata import version as package_version
 from typing import Any
 
-from tfcausal.environment import environment
+from tfcausal.environment import environment, hash_of
 from tfcausal.saliency.registry import find_explainer
 from tfcausal.serving.card import limits, run_facts, unknown_facts
 from tfcausal.serving.signatures import Served
@@ -96,8 +95,7 @@ def _origin(source: Source) -> dict[str, Any]:
     elif source.file is not None:
         origin["file"] = source.file.name
     if source.file is not None:
-        with open(source.file, "rb") as file:
-            origin["sha256"] = file_digest(file, "sha256").hexdigest()
+        origin["sha256"] = hash_of([source.file])
     return origin
 
 

@@ -167,10 +167,11 @@ class _Client:
             if name not in outputs or outputs[name].ndim != _RANKS[name] or len(outputs[name]) != len(contents):
                 received = f"`{name}` of shape {outputs[name].shape}" if name in outputs else f"no `{name}`"
                 raise NoAnswer(f"The server at {self._connection.place} gives {received} for {len(contents)} images.")
-        explained, classes = np.max(outputs[names.CLASS_INDEX]), max(2, outputs[names.PROBABILITIES].shape[1])
-        if not 0 <= explained < classes:
-            place = self._connection.place
-            raise NoAnswer(f"The server at {place} gives `{names.CLASS_INDEX}` {explained} of {classes} classes.")
+        classes = max(2, outputs[names.PROBABILITIES].shape[1])
+        for index in outputs[names.CLASS_INDEX]:
+            if not 0 <= index < classes:
+                place = self._connection.place
+                raise NoAnswer(f"The server at {place} gives `{names.CLASS_INDEX}` {index} of {classes} classes.")
         return [{name: outputs[name][place] for name in expected} for place in range(len(contents))]
 
     def write(self, file: Path, name: str, content: bytes | DataError, given: Given) -> dict[str, Any]:
